@@ -1,0 +1,88 @@
+"""The `rewards` command: serve rewards, list what a server offers, score one image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from reward_services.client import DEFAULT_URL, RewardClient
+from reward_services.config import load_config
+from reward_services.errors import RewardError
+from reward_services.schema import Score
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when it did what it says, 2 with one line on stderr when it cannot."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except RewardError as error:
+        print(f"rewards: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rewards", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the rewards of a configuration until Ctrl-C")
+    serve.add_argument("config", type=Path, metavar="CONFIG", help="such as deploy/rewards.yaml")
+    serve.add_argument("--address", help="a running Ray cluster; without it one is started here")
+    serve.add_argument("--timeout", type=float, default=120.0, metavar="S", help="longest start (120)")
+    serve.set_defaults(command=_serve)
+
+    listing = commands.add_parser("list", help="what a server offers")
+    score = commands.add_parser("score", help="score one image")
+    score.add_argument("image", type=Path, metavar="IMAGE", help="a PNG, JPEG or WebP file")
+    score.add_argument("prompt", metavar="PROMPT")
+    score.add_argument(
+        "--reward", action="append", default=[], metavar="NAME", help="repeatable; default: every one"
+    )
+    score.add_argument("--timeout", type=float, default=30.0, metavar="S", help="longest wait (30)")
+    for command, function in ((listing, _list), (score, _score)):
+        command.add_argument("--url", default=DEFAULT_URL, help=f"the server ({DEFAULT_URL})")
+        command.set_defaults(command=function)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    from reward_services import deployments
+
+    with deployments.cluster(options.address):
+        deployments.deploy(config, timeout_s=options.timeout)
+        where = f" at http://{config.http.host}:{config.http.port}" if config.http else ""
+        print(f"serving {', '.join(config.rewards)}{where}; Ctrl-C stops", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+def _list(options: argparse.Namespace) -> int:
+    with RewardClient(options.url) as client:
+        for info in client.describe():
+            lowest, highest = ("" if bound is None else f"{bound:g}" for bound in info.range)
+            state = "ready" if info.ready else "not ready"
+            print(f"{info.id:<16} {state:<10} [{lowest}, {highest}]  {info.revision}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    with RewardClient(options.url) as client:
+        names = options.reward or [info.id for info in client.describe()]
+        scores = client.score([options.image], [options.prompt], rewards=names, deadline_s=options.timeout)
+    for name in names:
+        print(f"{name:<16} {_shown(scores[name][0])}")
+    return 0 if all(scores[name][0].ok for name in names) else 2
+
+
+def _shown(score: Score) -> str:
+    if score.error is not None:
+        return f"failed: {score.error.detail or score.error.title}"
+    parts = "  ".join(f"{part}={value:g}" for part, value in (score.parts or {}).items())
+    return f"{score.value:.4f}  {parts}".rstrip()

@@ -1,0 +1,197 @@
+"""Clients of the HTTP API, async and sync: deadline, bounded retry, typed errors; neither torch nor Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from reward_services.errors import DeadlineExceeded, RewardError, ServerUnreachable
+from reward_services.exchange import (
+    Call,
+    Outcome,
+    Pause,
+    Reply,
+    encoded,
+    exchange,
+    merged,
+    parsed,
+    score_calls,
+)
+from reward_services.images import Picture
+from reward_services.rewards import check_batch
+from reward_services.schema import RewardInfo, RewardList, Score
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_DESCRIBE = Call("GET", "/v1/rewards")
+_DESCRIBE_DEADLINE_S = 15.0
+_REQUESTS_AT_ONCE = 4
+_JSON = {"content-type": "application/json"}
+
+
+class AsyncRewardClient:
+    """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
+
+    `retries` bounds further attempts after 408, 429, 500, 503 or a lost connection; Retry-After is honoured.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, retries: int = 4, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.AsyncClient(base_url=url, transport=transport, timeout=None)
+        self._sending = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+
+    async def describe(self) -> list[RewardInfo]:
+        """What the server offers."""
+        return list(parsed(RewardList, await self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+
+    async def score(
+        self,
+        images: Sequence[Picture],
+        prompts: Sequence[str],
+        *,
+        rewards: Sequence[str],
+        deadline_s: float = 30.0,
+    ) -> dict[str, list[Score]]:
+        """As `Rewards.score`; images may be arrays, PIL images, encoded bytes or paths."""
+        check_batch(images, prompts)
+        pictures = await asyncio.to_thread(encoded, images)
+        calls = list(score_calls(pictures, prompts, rewards))
+        outcomes = await asyncio.gather(
+            *(self._reply(call, deadline_s) for call in calls), return_exceptions=True
+        )
+        return merged(pictures, rewards, calls, [_raised(outcome) for outcome in outcomes])
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _reply(self, call: Call, deadline_s: float) -> Reply:
+        steps = exchange(deadline_s, self._retries)
+        outcome: Outcome = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as finished:
+                reply: Reply = finished.value
+                return reply
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+                outcome = None
+            else:
+                outcome = await self._sent(call, step.left_s)
+
+    async def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
+        try:
+            async with asyncio.timeout(left_s), self._sending:
+                response = await self._http.request(
+                    call.method, call.path, content=call.body(left_s), headers=_JSON
+                )
+        except TimeoutError:
+            return _late(left_s)
+        except httpx.TransportError as error:
+            return _lost(error)
+        return _reply(response)
+
+
+class RewardClient:
+    """The blocking twin of `AsyncRewardClient`. Use it as a context manager, or call `close`."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, retries: int = 4, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.Client(base_url=url, transport=transport)
+
+    def describe(self) -> list[RewardInfo]:
+        """What the server offers."""
+        return list(parsed(RewardList, self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+
+    def score(
+        self,
+        images: Sequence[Picture],
+        prompts: Sequence[str],
+        *,
+        rewards: Sequence[str],
+        deadline_s: float = 30.0,
+    ) -> dict[str, list[Score]]:
+        """As `AsyncRewardClient.score`."""
+        check_batch(images, prompts)
+        pictures = encoded(images)
+        calls = list(score_calls(pictures, prompts, rewards))
+        ends = time.monotonic() + deadline_s
+        replies = [self._reply(call, max(ends - time.monotonic(), 0.001)) for call in calls]
+        return merged(pictures, rewards, calls, replies)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reply(self, call: Call, deadline_s: float) -> Reply:
+        steps = exchange(deadline_s, self._retries)
+        outcome: Outcome = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as finished:
+                reply: Reply = finished.value
+                return reply
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+                outcome = None
+            else:
+                outcome = self._sent(call, step.left_s)
+
+    def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
+        try:
+            response = self._http.request(
+                call.method, call.path, content=call.body(left_s), headers=_JSON, timeout=left_s
+            )
+        except (httpx.ReadTimeout, httpx.WriteTimeout):
+            return _late(left_s)
+        except httpx.TransportError as error:
+            return _lost(error)
+        return _reply(response)
+
+
+def _reply(response: httpx.Response) -> Reply:
+    after = response.headers.get("retry-after", "")
+    return Reply(str(response.url), response.status_code, after, response.content)
+
+
+def _raised(outcome: Reply | BaseException) -> Reply:
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _late(left_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"no answer within {left_s:.1f} s; allow more time or send fewer images")
+
+
+def _lost(error: httpx.TransportError) -> ServerUnreachable:
+    return ServerUnreachable(
+        f"cannot reach the reward server ({error or type(error).__name__}); is it running, is the URL right?"
+    )

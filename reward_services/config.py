@@ -1,0 +1,220 @@
+"""Which rewards are served and how: the typed form of deploy/rewards.yaml.
+
+Relative model folders are resolved against the folder of the configuration file: `rewards serve` works from
+anywhere, and under `ray job submit --working-dir .`. A name without such a folder is a hub model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from reward_services.errors import ConfigInvalid
+from reward_services.schema import Limits
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Batch(_Section):
+    """Dynamic batching across all callers; can be changed while the reward runs."""
+
+    max_images: PositiveInt = 64
+    """Most images that are scored at once."""
+    wait_ms: NonNegativeFloat = 10.0
+    """How long the first image of a batch waits for others."""
+
+
+class Autoscaling(_Section):
+    """Replicas that follow the number of calls under way."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveFloat = 16.0
+
+
+class ClipOptions(_Section):
+    """Options of the `clip` scorer."""
+
+    model: str
+    """A CLIPModel folder, or the id of a model on the Hugging Face hub."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    device: str = "auto"
+    """`auto` is cuda where there is one, else cpu."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    preprocessing: Literal["openai", "transformers"] = "openai"
+    torch_threads: PositiveInt = 1
+    """Intra-op threads of torch on the CPU."""
+
+
+class JpegOptions(_Section):
+    """Options of the `jpeg` scorer."""
+
+    direction: Literal["compressible", "incompressible"] = "compressible"
+
+
+class VerifierOptions(_Section):
+    """The `verifier` has none."""
+
+
+class _Deployed(_Section):
+    num_replicas: PositiveInt = 1
+    autoscaling: Autoscaling | None = None
+    """Instead of num_replicas."""
+    num_cpus: NonNegativeFloat = 1.0
+    num_gpus: NonNegativeFloat = 0.0
+    runtime_env: dict[str, Any] | None = None
+    """Ray's runtime environment of the replicas, such as `{py_executable: /opt/venv/bin/python}`."""
+    batch: Batch = Batch()
+    max_ongoing_requests: PositiveInt = 256
+    """Calls that a replica holds at once; far above what one batch needs, or batches do not fill."""
+    max_queued_requests: PositiveInt = 2048
+    """Calls that a caller may have waiting; more are refused as overloaded."""
+    health_check_period_s: PositiveFloat = 10.0
+    health_check_timeout_s: PositiveFloat = 60.0
+
+
+class ClipReward(_Deployed):
+    """A reward scored by `clip`."""
+
+    scorer: Literal["clip"]
+    options: ClipOptions
+
+
+class JpegReward(_Deployed):
+    """A reward scored by `jpeg`."""
+
+    scorer: Literal["jpeg"]
+    options: JpegOptions = JpegOptions()
+
+
+class VerifierReward(_Deployed):
+    """A reward scored by `verifier`."""
+
+    scorer: Literal["verifier"]
+    options: VerifierOptions = VerifierOptions()
+
+
+Reward = Annotated[ClipReward | JpegReward | VerifierReward, Field(discriminator="scorer")]
+RewardName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Http(_Section):
+    """The HTTP endpoint. It has no authentication: keep it on the loopback interface or behind a gateway."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    request_timeout_s: PositiveFloat = 150.0
+    num_replicas: PositiveInt = 1
+    num_cpus: NonNegativeFloat = 0.1
+
+    def check_port(self) -> None:
+        """Raises `ConfigInvalid` when something listens there already."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                where = f"{self.host}:{self.port}"
+                raise ConfigInvalid(
+                    f"cannot listen on {where} ({error.strerror}); set another http.port"
+                ) from error
+
+
+class StrictLimits(Limits):
+    """The limits of one request, as a configuration states them: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ServicesConfig(_Section):
+    """The whole file."""
+
+    rewards: dict[RewardName, Reward] = Field(min_length=1)
+    http: Http | None = Http()
+    """None: reachable from within the cluster only."""
+    limits: StrictLimits = StrictLimits()
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        for name, reward in self.rewards.items():
+            if reward.max_ongoing_requests < reward.batch.max_images:
+                raise ValueError(f"reward {name}: max_ongoing_requests must be at least batch.max_images")
+        return self
+
+
+def load_config(path: str | Path) -> ServicesConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigInvalid: it cannot be read or a value is wrong; one line that says where and what to do.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        config = ServicesConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigInvalid(f"{path}: {_explained(error)}") from error
+    return _with_folders(config, path.resolve().parent)
+
+
+def _with_folders(config: ServicesConfig, folder: Path) -> ServicesConfig:
+    rewards = {name: _with_folder(reward, folder) for name, reward in config.rewards.items()}
+    return config.model_copy(update={"rewards": rewards})
+
+
+def _with_folder(reward: _Deployed, folder: Path) -> _Deployed:
+    if not isinstance(reward, ClipReward):
+        return reward
+    named = reward.options.model
+    is_folder = (folder / named).is_dir() or named.startswith(".") or named.count("/") > 1
+    options = reward.options.model_copy(
+        update={"model": str((folder / named).resolve()) if is_folder else named}
+    )
+    return reward.model_copy(update={"options": options})
+
+
+def _explained(error: ValidationError) -> str:
+    """One thing that is wrong, in one line; first of all an unknown key, with the nearest one that exists."""
+    found = error.errors(include_url=False, include_input=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    # pydantic puts the scorer's name into the path of a reward: rewards, <name>, <scorer>, key.
+    where = ".".join(str(part) for place, part in enumerate(first["loc"]) if place != 2)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            str(first["loc"][-1]), sorted(_keys(ServicesConfig)), n=1, cutoff=0.5
+        )
+        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    return f"{where or 'the file'}: {first['msg']}"
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    inner = [found for field in model.model_fields.values() for found in _models(field.annotation)]
+    return set(model.model_fields).union(*(_keys(found) for found in inner))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,0 +1,293 @@
+"""RAY. Scorers as batched Serve deployments, the HTTP ingress before them, and `Rewards` over their handles.
+
+HTTP ──▶ ingress (decodes) ──┐                        ┌──▶ preference: @serve.batch ─▶ scorer
+                             ├─▶ ServeRewards ────────┼──▶ clip:       @serve.batch ─▶ scorer
+coordinator, in the cluster ─┘   one ray.put a call   └──▶ ...         a deployment per reward
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from reward_services.app import create_app
+from reward_services.config import Batch, Http, Reward, ServicesConfig
+from reward_services.diagnosis import cause_of, first_line, is_hopeless
+from reward_services.errors import (
+    ConfigInvalid,
+    DeadlineExceeded,
+    Overloaded,
+    ReplicaFailed,
+    ReplicaLost,
+    RewardError,
+    RewardNotReady,
+)
+from reward_services.pipeline import Call, Pipeline
+from reward_services.rewards import check_batch, check_known
+from reward_services.schema import Limits, RewardInfo, Score
+from reward_services.scorers import SCORERS
+
+APPLICATION = "rewards"
+
+_INGRESS = "ingress"
+_FRESH_S, _DESCRIBE_TIMEOUT_S = 5.0, 2.0
+_POLL_S = 0.2
+
+
+def _count_images(calls: list[Call]) -> int:
+    """The size of a batch. An exception in here would hang the replica (ray#66140): nothing here raises."""
+    return sum(len(call.prompts) for call in calls)
+
+
+class RewardReplica:
+    """One replica of one reward: any scorer, batched across callers, with a health check that scores."""
+
+    def __init__(self, name: str, reward: Reward) -> None:
+        self._name = name
+        self._batch = reward.batch
+        self._scorer = SCORERS[reward.scorer](**reward.options.model_dump())
+        self._pipeline = Pipeline(self._scorer)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Change the batching of a running replica."""
+        self._batch = Batch.model_validate(user_config)
+        batched: Any = self._score_batch
+        batched.set_max_batch_size(self._batch.max_images)
+        batched.set_batch_wait_timeout_s(self._batch.wait_ms / 1000)
+
+    async def check_health(self) -> None:
+        """Called by Serve; a replica that raises here three times in a row is replaced."""
+        await self._pipeline.check()
+
+    async def describe(self) -> RewardInfo:
+        """What is served here."""
+        return RewardInfo(
+            id=self._name,
+            revision=self._scorer.revision,
+            range=self._scorer.score_range,
+            higher_is_better=self._scorer.higher_is_better,
+            deterministic=self._scorer.deterministic,
+            modality=self._scorer.modality,
+            max_items=self._batch.max_images,
+            ready=True,
+        )
+
+    async def score(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
+    ) -> list[Score]:
+        """One score per image, in order; what is not begun within the deadline is not scored."""
+        call = Call(images, prompts, expires=time.monotonic() + deadline_s)
+        batched: Any = self._score_batch
+        answers = await asyncio.gather(*(batched(part) for part in call.split(self._batch.max_images)))
+        return [score for answer in answers for score in answer]
+
+    @serve.batch(max_concurrent_batches=2, batch_size_fn=_count_images)
+    async def _score_batch(self, calls: list[Call]) -> list[list[Score]]:
+        return await self._pipeline.score(calls)
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP application in a replica: it decodes, and passes arrays on to the rewards' handles."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]], limits: Limits) -> None:
+        self._app = create_app(ServeRewards(handles), limits=limits)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._app
+
+
+class ServeRewards:
+    """`Rewards` by Serve handles. It can be sent to other processes of the cluster.
+
+    A reward that fails as a whole (dead, overloaded, late) gives failed scores; those of the others stand.
+    """
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        self._handles = dict(handles)
+        self._known: dict[str, RewardInfo] = {}
+        self._asked_at = -float("inf")
+
+    async def describe(self) -> list[RewardInfo]:
+        """Every reward, at most 5 s old; one that does not answer is as last known, but not ready."""
+        if time.monotonic() - self._asked_at > _FRESH_S or len(self._known) < len(self._handles):
+            answers = await asyncio.gather(*(self._described(name) for name in self._handles))
+            self._known = {info.id: info for info in answers}
+            self._asked_at = time.monotonic()
+        return list(self._known.values())
+
+    async def score(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        prompts: Sequence[str],
+        *,
+        rewards: Sequence[str],
+        deadline_s: float,
+    ) -> dict[str, list[Score]]:
+        """As `Rewards.score`: the images are put into the object store once, for all rewards."""
+        check_batch(images, prompts)
+        check_known(rewards, self._handles)
+        if not prompts:
+            return {name: [] for name in rewards}
+        reference = ray.put(_packed(images))
+        scores = await asyncio.gather(
+            *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
+        )
+        return dict(zip(rewards, scores, strict=True))
+
+    async def _described(self, name: str) -> RewardInfo:
+        try:
+            response = self._handles[name].describe.remote()
+            info: RewardInfo = await _answer(name, response, _DESCRIBE_TIMEOUT_S)
+        except RewardError as error:
+            if name not in self._known:
+                raise RewardNotReady(f"reward {name} does not answer yet: {error}") from error
+            return self._known[name].model_copy(update={"ready": False})
+        return info
+
+    async def _scored(self, name: str, images: Any, prompts: list[str], deadline_s: float) -> list[Score]:
+        try:
+            response = self._handles[name].score.remote(images, prompts, deadline_s)
+            scores: list[Score] = await _answer(name, response, deadline_s)
+        except RewardError as error:
+            return [Score.failed(error)] * len(prompts)
+        return scores
+
+
+def _packed(images: Sequence[NDArray[np.uint8]]) -> Any:
+    """One array where all images have one shape: a single buffer travels faster than many."""
+    same = len({(image.shape, image.dtype) for image in images}) == 1
+    return np.stack(images) if same else list(images)
+
+
+async def _answer(name: str, response: Any, deadline_s: float) -> Any:
+    """Await a handle's answer; handles have no deadline of their own and would wait for ever."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await response
+    except (RayError, RayServeException) as error:
+        raise _reward_error(name, error) from error
+    except TimeoutError as error:
+        response.cancel()
+        raise DeadlineExceeded(f"{name} did not answer within {deadline_s:g} s") from error
+
+
+def _reward_error(name: str, error: Exception) -> RewardError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, RewardError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return Overloaded(f"too many requests wait for {name}")
+    if isinstance(cause, DeploymentUnavailableError):
+        return RewardNotReady(f"{name} is not running")
+    if isinstance(cause, RayActorError | ActorUnavailableError | ObjectLostError):
+        return ReplicaLost(f"a replica of {name} was lost ({type(cause).__name__})")
+    return ReplicaFailed(f"{name} failed: {type(cause).__name__}: {first_line(str(cause))}")
+
+
+def build(config: ServicesConfig) -> serve.Application:
+    """The application: one deployment per reward, called like it, and the ingress before them."""
+    rewards = {name: _deployment(name, reward) for name, reward in config.rewards.items()}
+    http = config.http or Http()
+    ingress = serve.deployment(
+        name=_INGRESS,
+        num_replicas=http.num_replicas,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": http.num_cpus},
+    )
+    return ingress(Ingress).bind(rewards, config.limits)
+
+
+def _deployment(name: str, reward: Reward) -> serve.Application:
+    actor: dict[str, Any] = {"num_cpus": reward.num_cpus, "num_gpus": reward.num_gpus}
+    if reward.runtime_env is not None:
+        actor["runtime_env"] = reward.runtime_env
+    scale: dict[str, Any] = {"num_replicas": reward.num_replicas}
+    if reward.autoscaling is not None:
+        scale = {"autoscaling_config": reward.autoscaling.model_dump()}
+    deployment = serve.deployment(
+        name=name,
+        ray_actor_options=actor,
+        user_config=reward.batch.model_dump(),
+        max_ongoing_requests=reward.max_ongoing_requests,
+        max_queued_requests=reward.max_queued_requests,
+        health_check_period_s=reward.health_check_period_s,
+        health_check_timeout_s=reward.health_check_timeout_s,
+        max_constructor_retry_count=3,
+        **scale,
+    )
+    return deployment(RewardReplica).bind(name, reward)
+
+
+def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
+    """Serve the rewards on the connected Ray cluster and wait until every one has scored its golden sample.
+
+    Raises:
+        ConfigInvalid: the HTTP port is taken.
+        RewardNotReady: a reward did not come up within `timeout_s` seconds; one line with cause and remedy.
+    """
+    before = serve.status()
+    if config.http is None:
+        serve.start(proxy_location="Disabled")
+    else:
+        if not before.proxies:
+            config.http.check_port()
+        options = config.http.model_dump(include={"host", "port", "request_timeout_s"})
+        serve.start(proxy_location="HeadOnly", http_options=options)
+    target = serve.RunTarget(build(config), name=APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    try:
+        _wait_until_ready(timeout_s)
+    except RewardNotReady:
+        if APPLICATION not in before.applications:
+            serve.delete(APPLICATION)
+        raise
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """A connection to a running Ray cluster; without an address, to one that lives as long as the context."""
+    try:
+        ray.init(address=address, namespace=APPLICATION, include_dashboard=None if address else False)
+    except (ConnectionError, RayError) as error:
+        raise ConfigInvalid(f"cannot connect to Ray at {address}: {first_line(str(error))}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect() -> ServeRewards:
+    """The rewards that run on the connected Ray cluster; raises `RewardNotReady` when there are none."""
+    application = serve.status().applications.get(APPLICATION)
+    names = [name for name in application.deployments if name != _INGRESS] if application else []
+    if not names:
+        raise RewardNotReady("no rewards are served on this cluster; start them with `rewards serve CONFIG`")
+    return ServeRewards({name: serve.get_deployment_handle(name, APPLICATION) for name in names})
+
+
+def _wait_until_ready(timeout_s: float) -> None:
+    ends = time.monotonic() + timeout_s
+    while True:
+        application = serve.status().applications.get(APPLICATION)
+        if application is not None and application.status == "RUNNING":
+            return
+        late = time.monotonic() > ends
+        for name, deployment in (application.deployments if application else {}).items():
+            failed = deployment.status == "DEPLOY_FAILED" or is_hopeless(deployment.message)
+            if failed or (late and deployment.status != "HEALTHY"):
+                raise RewardNotReady(f"reward {name} never became ready: {cause_of(deployment.message)}")
+        if late:
+            raise RewardNotReady(f"the rewards never became ready within {timeout_s:g} s; see Ray's logs")
+        time.sleep(_POLL_S)

@@ -1,0 +1,171 @@
+"""What a client says and what it makes of the answers, without I/O: requests, retries, results."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from reward_services.errors import BadAnswer, RewardError, error_from
+from reward_services.images import Picture, encode
+from reward_services.schema import (
+    ImageRef,
+    Problem,
+    Score,
+    ScoreItem,
+    ScoreOptions,
+    ScoreRequest,
+    ScoreResponse,
+)
+
+_ITEMS_PER_REQUEST = 64
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Encoded = ImageRef | RewardError
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request; a scoring request carries its deadline, so its body is made anew for each attempt."""
+
+    method: str
+    path: str
+    request: ScoreRequest | None = None
+
+    def body(self, left_s: float) -> bytes | None:
+        """The JSON body, with the seconds that are left as its deadline."""
+        if self.request is None:
+            return None
+        options = ScoreOptions(deadline_ms=max(1, round(1000 * left_s)))
+        return self.request.model_copy(update={"options": options}).model_dump_json().encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP response, as far as it matters here."""
+
+    url: str
+    status: int
+    retry_after: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request now; it may take `left_s` seconds."""
+
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for so many seconds."""
+
+    seconds: float
+
+
+Outcome = Reply | RewardError | None
+"""What came of a step: a reply, an error of the transport, or nothing of a pause."""
+
+
+def exchange(deadline_s: float, retries: int) -> Generator[Send | Pause, Outcome, Reply]:
+    """The steps to a good reply: yields what to do, is sent what came of it, returns the reply.
+
+    Raises:
+        RewardError: what cannot be retried, or the last failure when attempts or time are used up.
+    """
+    ends = time.monotonic() + deadline_s
+    for attempt in range(retries + 1):
+        outcome = yield Send(max(ends - time.monotonic(), 0.001))
+        error = error_in(outcome)
+        if error is None:
+            assert isinstance(outcome, Reply)
+            return outcome
+        pause = _pause_before_retry(attempt, error)
+        if not error.retryable or attempt == retries or time.monotonic() + pause >= ends:
+            raise error
+        yield Pause(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _pause_before_retry(attempt: int, error: RewardError) -> float:
+    """Seconds: what the server asks for, else exponential; jitter keeps callers from returning together."""
+    pause = error.retry_after_s or min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+    return pause * random.uniform(1.0, 1.5)
+
+
+def error_in(outcome: Outcome) -> RewardError | None:
+    """The error that an outcome is or carries; None for a good reply."""
+    if not isinstance(outcome, Reply):
+        return outcome
+    if 200 <= outcome.status < 300:
+        return None
+    retry_after_s = float(outcome.retry_after) if outcome.retry_after.isdigit() else None
+    try:
+        problem = Problem.model_validate_json(outcome.content)
+    except ValidationError:
+        title = f"{outcome.url} answers with HTTP {outcome.status}"
+        if outcome.status < 400:
+            return BadAnswer(f"{title}; is this a reward server?")
+        problem = Problem(title=title, status=outcome.status)
+    return error_from(problem, retry_after_s=retry_after_s)
+
+
+def parsed(model: type[Answer], reply: Reply) -> Answer:
+    """A reply as the type that it should be; raises `BadAnswer` when it is not."""
+    try:
+        return model.model_validate_json(reply.content)
+    except ValidationError as error:
+        raise BadAnswer(f"{reply.url} does not answer as a reward server does; check the URL") from error
+
+
+def encoded(pictures: Sequence[Picture]) -> list[Encoded]:
+    """Every picture for the wire; one that cannot be encoded is its error, in its place."""
+    return [_encoded_one(picture) for picture in pictures]
+
+
+def _encoded_one(picture: Picture) -> Encoded:
+    try:
+        return encode(picture)
+    except RewardError as error:
+        return error
+
+
+def score_calls(images: Sequence[Encoded], prompts: Sequence[str], rewards: Sequence[str]) -> Iterator[Call]:
+    """The requests that score every image which could be encoded, in order."""
+    items = [
+        ScoreItem(prompt=prompt, image=image)
+        for image, prompt in zip(images, prompts, strict=True)
+        if not isinstance(image, RewardError)
+    ]
+    for first in range(0, len(items), _ITEMS_PER_REQUEST):
+        chosen = tuple(items[first : first + _ITEMS_PER_REQUEST])
+        yield Call("POST", "/v1/scores", ScoreRequest(rewards=tuple(rewards), items=chosen))
+
+
+def merged(
+    images: Sequence[Encoded], rewards: Sequence[str], calls: Sequence[Call], replies: Sequence[Reply]
+) -> dict[str, list[Score]]:
+    """Scores by reward, in the order of the images; an image that could not be encoded failed everywhere.
+
+    Raises:
+        BadAnswer: a reply does not answer each item of its call with each reward.
+    """
+    answered: list[dict[str, Score]] = []
+    for call, reply in zip(calls, replies, strict=True):
+        items = parsed(ScoreResponse, reply).items
+        asked = len(call.request.items) if call.request else 0
+        if len(items) != asked or any(set(item.scores) != set(rewards) for item in items):
+            raise BadAnswer(f"{reply.url} did not answer every image with every reward")
+        answered += [item.scores for item in items]
+    remaining = iter(answered)
+    per_image = [
+        dict.fromkeys(rewards, Score.failed(image)) if isinstance(image, RewardError) else next(remaining)
+        for image in images
+    ]
+    return {reward: [scores[reward] for scores in per_image] for reward in rewards}

@@ -1,0 +1,82 @@
+"""What a replica does with batches, without Ray: two overlapping stages, deadlines, and the golden sample."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_services.errors import DeadlineExceeded, ReplicaFailed
+from reward_services.schema import Score
+from reward_services.scorers.scorer import Scorer
+
+_GOLDEN_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One caller's images on their way into a batch; `expires` is in seconds of the monotonic clock here."""
+
+    images: Sequence[NDArray[np.uint8]]
+    prompts: Sequence[str]
+    expires: float
+
+    def split(self, size: int) -> list[Call]:
+        """Calls of at most `size` images, in order."""
+        return [
+            Call(self.images[first : first + size], self.prompts[first : first + size], self.expires)
+            for first in range(0, len(self.prompts), size)
+        ]
+
+
+class Pipeline:
+    """Scores batches of calls: the next is prepared on the CPU while the device runs one.
+
+    Raises:
+        ReplicaFailed: the scorer cannot score its own golden sample.
+    """
+
+    def __init__(self, scorer: Scorer[Any, Any]) -> None:
+        self._scorer = scorer
+        self._cpu = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._golden = self._score_golden()
+
+    async def score(self, calls: Sequence[Call]) -> list[list[Score]]:
+        """One list of scores per call, in order; a call that is already late is not scored."""
+        in_time = [call.expires > time.monotonic() for call in calls]
+        alive = [call for call, timely in zip(calls, in_time, strict=True) if timely]
+        images = [image for call in alive for image in call.images]
+        prompts = [prompt for call in alive for prompt in call.prompts]
+        loop = asyncio.get_running_loop()
+        admitted = await loop.run_in_executor(self._cpu, self._scorer.admit, images, prompts)
+        scores = iter(await loop.run_in_executor(self._device, self._scorer.complete, admitted))
+        late = Score.failed(DeadlineExceeded("the deadline passed before the reward came to it"))
+        return [
+            [next(scores) if timely else late for _ in call.prompts]
+            for call, timely in zip(calls, in_time, strict=True)
+        ]
+
+    async def check(self) -> None:
+        """Score the golden sample again, behind whatever the device is doing: half-alive is not alive.
+
+        Raises:
+            ReplicaFailed: it cannot be scored any more, or its score has changed.
+        """
+        now = await asyncio.get_running_loop().run_in_executor(self._device, self._score_golden)
+        tolerance = _GOLDEN_TOLERANCE * max(1.0, abs(self._golden))
+        if self._scorer.deterministic and abs(now - self._golden) > tolerance:
+            raise ReplicaFailed(f"the golden sample scores {now}; at the start it scored {self._golden}")
+
+    def _score_golden(self) -> float:
+        image, prompt = self._scorer.golden()
+        score: Score = self._scorer.score([image], [prompt])[0]
+        if score.value is None:
+            raise ReplicaFailed(f"the golden sample cannot be scored: {score.error}")
+        return score.value

@@ -1,0 +1,51 @@
+"""The one protocol through which everybody scores, be it Serve handles or an HTTP server behind it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_services.errors import RequestInvalid, RewardUnknown
+from reward_services.schema import RewardInfo, Score
+
+
+class Rewards(Protocol):
+    """Images and prompts in, scores out. Every method raises `RewardError` subclasses only."""
+
+    async def describe(self) -> list[RewardInfo]:
+        """What is served; raises `RewardUnavailable` while that is not known."""
+        ...
+
+    async def score(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        prompts: Sequence[str],
+        *,
+        rewards: Sequence[str],
+        deadline_s: float,
+    ) -> dict[str, list[Score]]:
+        """Score images[i], (H, W, 3) uint8, against prompts[i] by every reward, within `deadline_s` seconds.
+
+        One score per image and reward, in order. What one image or one reward cannot do is a failed
+        `Score`; an exception means that nothing of the call could be scored.
+        """
+        ...
+
+
+def check_batch(images: Sequence[object], prompts: Sequence[str]) -> None:
+    """Raises `RequestInvalid` unless there is one prompt per image."""
+    if len(images) != len(prompts):
+        raise RequestInvalid(f"{len(images)} images but {len(prompts)} prompts; give one prompt per image")
+
+
+def check_known(asked: Collection[str], served: Collection[str]) -> None:
+    """Raises `RewardUnknown`, with the nearest name, when a reward is asked for that is not served."""
+    for name in asked:
+        if name not in served:
+            near = difflib.get_close_matches(name, served, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(served))}"
+            raise RewardUnknown(f"no reward {name!r}; {hint}")

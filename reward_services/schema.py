@@ -1,0 +1,166 @@
+"""The wire types: what travels over HTTP and between processes.
+
+The bottom layer: it imports pydantic and nothing of this package. What a caller sends, and a `Score`, forbid
+unknown keys; what else a server answers ignores them, so that a field added later breaks no older client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+
+if TYPE_CHECKING:
+    from reward_services.errors import RewardError
+
+Modality = Literal["text", "image"]
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class _Sent(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Answered(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InvalidField(_Answered):
+    """One place of a request that is wrong: a JSON pointer and what is expected there."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(_Answered):
+    """What went wrong, as RFC 9457 says it; `type` is stable and names the error class."""
+
+    type: str = "about:blank"
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str | None = Field(default=None, exclude_if=_absent)
+    errors: tuple[InvalidField, ...] | None = Field(default=None, exclude_if=_absent)
+
+
+class Score(_Sent):
+    """One image's score by one reward: a finite value, or the problem why there is none.
+
+    `parts` is an optional named breakdown of the value, as the verifier's `{"colour": 1.0, "shape": 0.0}`.
+    """
+
+    value: FiniteFloat | None = Field(default=None, exclude_if=_absent)
+    parts: dict[str, FiniteFloat] | None = Field(default=None, exclude_if=_absent)
+    error: Problem | None = Field(default=None, exclude_if=_absent)
+
+    @model_validator(mode="after")
+    def _value_or_error(self) -> Self:
+        if (self.value is None) == (self.error is None):
+            raise ValueError("a score is a value or an error: give exactly one of them")
+        if self.error is not None and self.parts is not None:
+            raise ValueError("a failed score has no parts")
+        return self
+
+    @classmethod
+    def of(cls, value: float, parts: dict[str, float] | None = None) -> Self:
+        """A score that was computed; raises pydantic's ValidationError unless everything is finite."""
+        return cls(value=value, parts=parts)
+
+    @classmethod
+    def failed(cls, error: RewardError) -> Self:
+        """A score that could not be computed, and why."""
+        return cls(error=error.problem())
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a value."""
+        return self.error is None
+
+
+class Limits(_Answered):
+    """What one scoring request may contain; served with the list of rewards."""
+
+    max_body_bytes: PositiveInt = 64 * 2**20
+    max_items: PositiveInt = 256
+    max_image_bytes: PositiveInt = 16 * 2**20
+    max_image_pixels: PositiveInt = 4096 * 4096
+    max_prompt_bytes: PositiveInt = 8192
+    max_deadline_ms: PositiveInt = 120_000
+    body_timeout_s: float = Field(default=15.0, gt=0)
+
+
+class RewardInfo(_Answered):
+    """What a caller must know to use a reward. `range` is (lowest, highest) value; None is unbounded.
+
+    `revision` changes whenever scores may change; `max_items` is the most images scored as one batch.
+    """
+
+    id: str
+    revision: str
+    range: tuple[float | None, float | None]
+    higher_is_better: bool
+    deterministic: bool
+    modality: tuple[Modality, ...]
+    max_items: PositiveInt
+    ready: bool
+
+
+class RewardList(_Answered):
+    """The answer to `GET /v1/rewards`."""
+
+    data: tuple[RewardInfo, ...]
+    limits: Limits
+
+
+class ImageRef(_Sent):
+    """An encoded image: its media type (PNG, JPEG or WebP) and its bytes in base64."""
+
+    media_type: str = Field(max_length=64)
+    data: str = Field(repr=False)
+
+
+class ScoreItem(_Sent):
+    """One image with its prompt. `id` is the caller's own name for it and comes back with the scores."""
+
+    id: str | None = Field(default=None, max_length=256, exclude_if=_absent)
+    prompt: str
+    image: ImageRef
+
+
+class ScoreOptions(_Sent):
+    """How to score: `deadline_ms` is the longest wait, after which what is missing has failed."""
+
+    deadline_ms: PositiveInt = 30_000
+
+
+class ScoreRequest(_Sent):
+    """The body of `POST /v1/scores`: every item is scored by every reward named."""
+
+    rewards: tuple[str, ...] = Field(min_length=1, max_length=64)
+    items: tuple[ScoreItem, ...] = Field(min_length=1)
+    options: ScoreOptions = ScoreOptions()
+
+    @model_validator(mode="after")
+    def _each_reward_once(self) -> Self:
+        if len(set(self.rewards)) != len(self.rewards):
+            raise ValueError("rewards must not repeat")
+        return self
+
+
+class ScoredItem(_Answered):
+    """The scores of the item at `index` of the request, by reward."""
+
+    id: str
+    index: NonNegativeInt
+    scores: dict[str, Score]
+
+
+class ScoreResponse(_Answered):
+    """The answer to `POST /v1/scores`: items in the request's order, a score or a problem per reward each."""
+
+    id: str
+    model_revisions: dict[str, str]
+    items: tuple[ScoredItem, ...]
+    timing_ms: dict[str, float]

@@ -1,0 +1,92 @@
+"""What the tests of the reward services share: golden data, a tiny CLIP, pictures, rewards here."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from reward_services import RewardInfo, Score
+from reward_services.scorers.scorer import Scorer
+
+Images = list[NDArray[np.uint8]]
+
+
+class RewardsHere:
+    """`Rewards` by plain scorers in this process: the third backend, without Ray or HTTP."""
+
+    def __init__(self, scorers: Mapping[str, Scorer[Any, Any]]) -> None:
+        self.scorers = scorers
+
+    async def describe(self) -> list[RewardInfo]:
+        return [
+            RewardInfo(
+                id=name,
+                revision=scorer.revision,
+                range=scorer.score_range,
+                higher_is_better=scorer.higher_is_better,
+                deterministic=scorer.deterministic,
+                modality=scorer.modality,
+                max_items=64,
+                ready=True,
+            )
+            for name, scorer in self.scorers.items()
+        ]
+
+    async def score(
+        self, images: Sequence[Any], prompts: Sequence[str], *, rewards: Sequence[str], deadline_s: float
+    ) -> dict[str, list[Score]]:
+        async with asyncio.timeout(deadline_s):
+            return {name: self.scorers[name].score(images, prompts) for name in rewards}
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden CLIP data."""
+    return Path(__file__).parent / "golden" / "clip"
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIPModel of 32 pixels, with the golden tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("tiny") / "clip"
+    shutil.copytree(golden / "model", folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = CLIPConfig(
+        text_config={**width, **text},
+        vision_config={**width, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Images]:
+    """Makes `count` different noisy pictures of (size, size, 3)."""
+
+    def pictures(count: int, size: int = 32, seed: int = 0) -> Images:
+        noise = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        return list(noise)
+
+    return pictures
+
+
+@pytest.fixture(scope="session")
+def rewards_here() -> Callable[[Mapping[str, Scorer[Any, Any]]], RewardsHere]:
+    """Makes `Rewards` of scorers in this process."""
+    return RewardsHere

@@ -1,0 +1,152 @@
+"""Both clients against the real application: the same scores, typed errors, deadlines and retries."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from reward_services import (
+    AsyncRewardClient,
+    DeadlineExceeded,
+    RewardClient,
+    RewardInfo,
+    RewardUnknown,
+    Score,
+    ServerUnreachable,
+)
+from reward_services.app import create_app
+from reward_services.scorers.jpeg import JpegScorer
+from reward_services.scorers.verifier import VerifierScorer
+
+Draw = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="module")
+def rewards(rewards_here: Callable[..., Any]) -> Any:
+    return rewards_here({"jpeg": JpegScorer(), "verifier": VerifierScorer()})
+
+
+def test_the_async_client_scores_as_the_rewards_do(rewards: Any, draw: Draw) -> None:
+    async def run() -> tuple[list[RewardInfo], dict[str, list[Score]]]:
+        transport = httpx.ASGITransport(create_app(rewards))
+        async with AsyncRewardClient("http://test", transport=transport) as client:
+            scores = await client.score(images, prompts, rewards=["verifier", "jpeg"], deadline_s=20)
+            return await client.describe(), scores
+
+    images, prompts = draw(70), ["a red circle"] * 69 + ["an astronaut"]
+    infos, scores = asyncio.run(run())
+    assert [info.id for info in infos] == ["jpeg", "verifier"]
+    for name in ("verifier", "jpeg"):
+        assert scores[name] == rewards.scorers[name].score(images, prompts)
+    assert [score.ok for score in scores["verifier"]] == [True] * 69 + [False]
+
+
+def test_errors_arrive_as_what_they_were(rewards: Any, draw: Draw) -> None:
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(rewards))
+        async with AsyncRewardClient("http://test", transport=transport) as client:
+            await client.score(draw(1), ["a"], rewards=["jpg"], deadline_s=5)
+
+    with pytest.raises(RewardUnknown, match="did you mean 'jpeg'"):
+        asyncio.run(run())
+
+
+class Moody(BaseHTTPRequestHandler):
+    """A server that answers with the next of the statuses it was told, and good news afterwards."""
+
+    statuses: list[int]
+    delay_s: float
+    paths: list[str]
+
+    def do_GET(self) -> None:
+        type(self).paths.append(self.path)
+        time.sleep(self.delay_s)
+        status = self.statuses.pop(0) if self.statuses else 200
+        body = b'{"data":[],"limits":{}}' if status == 200 else b"Internal Server Error"
+        self.send_response(status)
+        self.send_header("retry-after", "0")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def moody() -> Iterator[Callable[..., tuple[str, list[str]]]]:
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(*statuses: int, delay_s: float = 0.0) -> tuple[str, list[str]]:
+        paths: list[str] = []
+        kind = type("Mood", (Moody,), {"statuses": list(statuses), "delay_s": delay_s, "paths": paths})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}", paths
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_blocking_client_retries_a_dead_replica(moody: Callable[..., tuple[str, list[str]]]) -> None:
+    url, paths = moody(500, 503)
+    with RewardClient(url) as client:
+        assert client.describe() == []
+    assert len(paths) == 3
+
+
+def test_the_async_client_retries_a_dead_replica(moody: Callable[..., tuple[str, list[str]]]) -> None:
+    async def run(url: str) -> list[RewardInfo]:
+        async with AsyncRewardClient(url) as client:
+            return await client.describe()
+
+    url, paths = moody(429, 408)
+    assert asyncio.run(run(url)) == []
+    assert len(paths) == 3
+
+
+def test_a_slow_server_meets_the_deadline(moody: Callable[..., tuple[str, list[str]]], draw: Draw) -> None:
+    async def run(url: str) -> None:
+        async with AsyncRewardClient(url) as client:
+            await client._reply(CALL, 0.2)
+
+    from reward_services.client import _DESCRIBE as CALL
+
+    url, _ = moody(delay_s=1.0)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(run(url))
+    with RewardClient(url) as client, pytest.raises(DeadlineExceeded):
+        client._reply(CALL, 0.2)
+    assert time.monotonic() - began < 0.9
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with RewardClient(url, retries=1) as client, pytest.raises(ServerUnreachable, match="is it running"):
+        client.describe()
+
+
+def test_a_picture_of_each_kind_scores_the_same(draw: Draw, tmp_path: Any) -> None:
+    from PIL import Image
+
+    from reward_services.exchange import encoded
+
+    array = draw(1)[0]
+    path = tmp_path / "picture.png"
+    Image.fromarray(array).save(path, compress_level=1)
+    pictures: list[Any] = [array, Image.fromarray(array), path, str(path), path.read_bytes()]
+    assert (
+        len({image.model_dump_json() for image in encoded(pictures) if not isinstance(image, Exception)}) == 1
+    )

@@ -1,0 +1,37 @@
+"""Serve's messages come down to one line."""
+
+from reward_services.diagnosis import cause_of, first_line, is_hopeless
+
+TRACEBACK = """A replica failed to start with exception. Retrying 2 more time(s). Error:
+ray::ServeReplica:rewards:clip.initialize_and_get_metadata() (pid=1, ip=127.0.0.1)
+RuntimeError: Traceback (most recent call last):
+  File "deployments.py", line 59, in __init__
+    raise ConfigInvalid(
+reward_services.errors.ConfigInvalid: model folder /x does not exist; make it first
+"""
+
+
+def test_a_refused_configuration_is_its_own_message() -> None:
+    assert is_hopeless(TRACEBACK)
+    assert cause_of(TRACEBACK) == "model folder /x does not exist; make it first"
+
+
+def test_another_exception_is_named() -> None:
+    message = TRACEBACK.replace("reward_services.errors.ConfigInvalid: model", "MemoryError: model")
+    assert not is_hopeless(message)
+    assert cause_of(message).startswith("MemoryError: model folder")
+    assert "\n" not in cause_of(message)
+
+
+def test_prose_is_kept() -> None:
+    prose = (
+        "Deployment 'clip' has 1 replicas that have taken more than 30s to be scheduled.\nResources required"
+    )
+    assert cause_of(prose) == f"{prose.splitlines()[0]}; allow more time or free resources"
+    assert cause_of("").startswith("it is still starting")
+
+
+def test_first_line() -> None:
+    assert first_line("\n\n one \n two") == "one "
+    assert first_line("") == ""
+    assert len(first_line("x" * 999)) == 200

@@ -1,0 +1,139 @@
+"""The client's half of the protocol without I/O: what is retried, how long, and what replies mean."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reward_services import (
+    BadAnswer,
+    ImageInvalid,
+    Overloaded,
+    ReplicaFailed,
+    RewardError,
+    Score,
+    ScoredItem,
+    ScoreResponse,
+    ServerUnreachable,
+    TooLarge,
+)
+from reward_services.exchange import Reply, Send, encoded, error_in, exchange, merged, score_calls
+
+PICTURE = np.zeros((4, 4, 3), np.uint8)
+
+
+def reply(status: int, content: bytes = b"", retry_after: str = "") -> Reply:
+    return Reply("http://test/v1/scores", status, retry_after, content)
+
+
+def drive(outcomes: list[Any], deadline_s: float = 60.0, retries: int = 4) -> tuple[Any, list[float]]:
+    """Feed outcomes one by one; returns what came of it and the pauses asked for."""
+    steps = exchange(deadline_s, retries)
+    pauses: list[float] = []
+    waiting = iter(outcomes)
+    outcome = None
+    try:
+        while True:
+            step = steps.send(outcome)
+            outcome = None
+            if isinstance(step, Send):
+                outcome = next(waiting)
+            else:
+                pauses.append(step.seconds)
+    except StopIteration as finished:
+        return finished.value, pauses
+    except RewardError as error:
+        return error, pauses
+
+
+def test_a_good_reply_is_returned_at_once() -> None:
+    assert drive([reply(200)]) == (reply(200), [])
+
+
+@pytest.mark.parametrize(
+    "first", [reply(408), reply(429), reply(500), reply(503), ServerUnreachable("refused")]
+)
+def test_what_may_pass_is_tried_again(first: Any) -> None:
+    result, pauses = drive([first, reply(200)])
+    assert result == reply(200)
+    assert len(pauses) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 415, 422, 502])
+def test_what_will_fail_again_is_not(status: int) -> None:
+    result, pauses = drive([reply(status)])
+    assert isinstance(result, RewardError)
+    assert pauses == []
+
+
+def test_attempts_are_bounded_and_pauses_grow_with_jitter() -> None:
+    result, pauses = drive([reply(500)] * 5)
+    assert isinstance(result, ReplicaFailed)
+    assert len(pauses) == 4
+    for attempt, pause in enumerate(pauses):
+        assert 0.25 * 2**attempt <= pause <= 0.375 * 2**attempt
+    assert drive([reply(500)] * 5)[1] != pauses
+
+
+def test_the_server_may_say_when() -> None:
+    _, pauses = drive([reply(429, retry_after="7"), reply(200)])
+    assert 7.0 <= pauses[0] <= 10.5
+
+
+def test_no_pause_goes_beyond_the_deadline() -> None:
+    result, pauses = drive([reply(429, retry_after="7")], deadline_s=5.0)
+    assert isinstance(result, Overloaded)
+    assert pauses == []
+
+
+def test_a_problem_becomes_the_error_it_names() -> None:
+    error = error_in(reply(413, TooLarge("too many bytes").problem().model_dump_json().encode()))
+    assert isinstance(error, TooLarge)
+    assert str(error) == "too many bytes"
+
+
+def test_something_else_than_a_reward_server() -> None:
+    assert isinstance(error_in(reply(302)), BadAnswer)
+    call = next(score_calls(encoded([PICTURE]), ["a"], ["jpeg"]))
+    with pytest.raises(BadAnswer, match="does not answer as a reward server does"):
+        merged(encoded([PICTURE]), ["jpeg"], [call], [reply(200, b"<html>")])
+
+
+def answer(count: int, first: int = 0, reward: str = "jpeg") -> Reply:
+    items = tuple(
+        ScoredItem(id=str(n), index=n, scores={reward: Score.of(float(first + n))}) for n in range(count)
+    )
+    response = ScoreResponse(id="scr", model_revisions={}, items=items, timing_ms={})
+    return reply(200, response.model_dump_json().encode())
+
+
+def test_many_images_go_in_several_requests_and_come_back_in_order() -> None:
+    images = encoded([PICTURE] * 130)
+    calls = list(score_calls(images, ["a"] * 130, ["jpeg"]))
+    sizes = [len(call.request.items) for call in calls if call.request]
+    assert sizes == [64, 64, 2]
+    scores = merged(images, ["jpeg"], calls, [answer(64), answer(64, 64), answer(2, 128)])
+    assert [score.value for score in scores["jpeg"]] == [float(n) for n in range(130)]
+
+
+def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
+    pictures: list[Any] = [PICTURE, "no such file", PICTURE]
+    images = encoded(pictures)
+    calls = list(score_calls(images, ["a"] * 3, ["jpeg"]))
+    scores = merged(images, ["jpeg"], calls, [answer(2)])["jpeg"]
+    assert [score.value for score in scores] == [0.0, None, 1.0]
+    assert scores[1] == Score.failed(ImageInvalid("cannot read no such file: No such file or directory"))
+
+
+@pytest.mark.parametrize("wrong", [answer(1), answer(3), answer(2, reward="clip")])
+def test_a_short_or_strange_answer_is_refused(wrong: Reply) -> None:
+    images = encoded([PICTURE] * 2)
+    calls = list(score_calls(images, ["a"] * 2, ["jpeg"]))
+    with pytest.raises(BadAnswer, match="did not answer every image"):
+        merged(images, ["jpeg"], calls, [wrong])
+
+
+def test_each_attempt_states_the_time_that_is_left() -> None:
+    call = next(score_calls(encoded([PICTURE]), ["a"], ["jpeg"]))
+    assert b'"deadline_ms":1500' in (call.body(1.5) or b"")
+    assert b'"deadline_ms":1}' in (call.body(0.0) or b"")

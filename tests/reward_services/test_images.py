@@ -1,0 +1,104 @@
+"""The border for images: exact round trips, and every hostile or odd image is a typed error."""
+
+import base64
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reward_services import ImageInvalid, ImageRef, Limits, MediaTypeUnsupported, RewardError, TooLarge
+from reward_services.images import decode, encode
+
+LIMITS = Limits(max_image_bytes=20_000, max_image_pixels=10_000)
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def reference(encoded: bytes, media_type: str = "image/png") -> ImageRef:
+    return ImageRef(media_type=media_type, data=base64.b64encode(encoded).decode())
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A well-formed header that promises `width` x `height` pixels and delivers none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT", b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+
+
+def test_arrays_pil_bytes_and_paths_are_the_same_picture(tmp_path: Path) -> None:
+    image = Image.fromarray(PICTURE)
+    encoded = saved(image, "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded)
+    for picture in (PICTURE, image, encoded, path, str(path)):
+        np.testing.assert_array_equal(decode(encode(picture), LIMITS), PICTURE)
+
+
+def test_encoded_images_are_sent_as_they_are() -> None:
+    for kind, media_type in (("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")):
+        encoded = saved(Image.fromarray(PICTURE), kind)
+        assert encode(encoded) == reference(encoded, media_type)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_eight_bit_mode_becomes_rgb(mode: str) -> None:
+    image = Image.fromarray(PICTURE).convert(mode)
+    decoded = decode(encode(image), LIMITS)
+    assert decoded.shape == PICTURE.shape
+    np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
+
+
+FRAMES = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
+HOSTILE: list[tuple[str, ImageRef, type[RewardError]]] = [
+    ("no base64", ImageRef(media_type="image/png", data="a*b"), ImageInvalid),
+    ("not ascii", ImageRef(media_type="image/png", data="é" * 8), ImageInvalid),
+    ("empty", reference(b""), ImageInvalid),
+    ("garbage", reference(b"\x80\x04pickle"), ImageInvalid),
+    ("truncated", reference(saved(FRAMES[0], "PNG")[:-400]), ImageInvalid),
+    ("another format", reference(saved(FRAMES[0], "JPEG")), ImageInvalid),
+    ("gif", reference(saved(FRAMES[0], "GIF"), "image/gif"), MediaTypeUnsupported),
+    ("svg", reference(b"<svg/>", "image/svg+xml"), MediaTypeUnsupported),
+    ("tiff as png", reference(saved(FRAMES[0], "TIFF")), ImageInvalid),
+    ("too many pixels", reference(saved(Image.new("L", (101, 100)), "PNG")), TooLarge),
+    ("bomb", reference(png_of_size(60_000, 60_000)), TooLarge),
+    ("no pixels", reference(png_of_size(0, 5)), ImageInvalid),
+    ("no data", reference(png_of_size(5, 5)), ImageInvalid),
+    ("too many bytes", reference(saved(FRAMES[0], "PNG") + b"\0" * 20_000), TooLarge),
+    ("16 bits", reference(saved(Image.fromarray(np.full((4, 4), 9, np.uint16)), "PNG")), ImageInvalid),
+    ("animated", reference(saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:])), ImageInvalid),
+]
+
+
+@pytest.mark.parametrize(
+    ("image", "error"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE]
+)
+def test_what_cannot_be_read_is_a_typed_error(image: ImageRef, error: type[RewardError]) -> None:
+    with pytest.raises(error) as caught:
+        decode(image, LIMITS)
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [PICTURE[..., :2], PICTURE.astype(np.float32), PICTURE[0], PICTURE[:0], "no such file.png", 7]
+)
+def test_no_picture_is_refused(wrong: Any) -> None:
+    with pytest.raises(ImageInvalid):
+        encode(wrong)
+
+
+def test_unknown_bytes_are_refused() -> None:
+    with pytest.raises(MediaTypeUnsupported):
+        encode(b"GIF89a")

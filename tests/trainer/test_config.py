@@ -1,0 +1,85 @@
+"""The training configuration: defaults, cross-checks, and that it survives being saved."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from trainer.config import ConfigError, TrainConfig, load_config, save_config
+
+MINIMAL = """
+model: {path: deploy/shapes/base}
+prompts: {train: deploy/shapes/prompts/train.txt}
+rewards: {services: deploy/rewards.yaml, weights: {clip: 1}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(MINIMAL, encoding="utf-8")
+    return file
+
+
+def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from sections(kind)
+
+
+def test_defaults_fill_what_a_short_file_leaves_out(path: Path) -> None:
+    config = load_config(path)
+    assert config.method == "rlhf_sharpening"
+    assert config.model.lora is not None
+    assert config.prompts.held_out is None
+    assert config.preview_steps == (config.sampling.steps - 1,)
+
+
+def test_the_saved_configuration_is_read_back_unchanged(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, ["model.lora=null", "branching.previews=[3, -1]", "optimizer.lr=1e-5"])
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+    assert config.optimizer.lr == 1e-5  # YAML reads 1e-5 as text; it has to become a number all the same
+
+
+def test_previews_are_counted_from_either_end(path: Path) -> None:
+    config = load_config(path, ["sampling.steps=8", "branching.previews=[-1, 7, 2, -4]"])
+    assert config.preview_steps == (2, 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["sampling.step=3"], 'unknown key "sampling.step"; did you mean "sampling.steps"?'),
+        (["model.lora.rnk=3"], 'did you mean "model.lora.rank"?'),
+        (["learning_rate=3"], 'unknown key "learning_rate"'),
+        (["rewards.services=null"], "rewards: set one of services"),
+        (["rewards.url=http://rewards:8000"], "rewards: set one of services"),
+        (["rewards.judge=clip"], "the judge 'clip' is also a training reward"),
+        (["rewards.weights={}"], "rewards.weights: "),
+        (["rewards.weights.clip=.nan"], "rewards.weights.clip: "),
+        (["selection.by=luck"], "selection.by: should be 'reward' or 'random'"),
+        (["sampling.steps=4", "branching.previews=[4]"], "branching.previews must lie within the 4 steps"),
+        (["branching.start=5", "branching.previews=[4]"], "must not come before branching.start"),
+        (["branching.start=5", "sampling.eta=0"], "set sampling.eta > 0 or branching.start = 0"),
+        (["ranks.workers=3"], "must be a multiple of ranks.workers"),
+        (["evaluation.draws=7"], "must be a multiple of evaluation.pictures_per_prompt"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_says_what_to_do(
+    path: Path, overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", list(sections(TrainConfig)), ids=lambda section: section.__name__)
+def test_every_setting_says_what_it_is(section: type[BaseModel]) -> None:
+    undescribed = [name for name, field in section.model_fields.items() if not field.description]
+    assert undescribed == []

@@ -1,0 +1,284 @@
+"""The coordinator with rewards in this process: merges, caches, joins, retries, and loses or doubles nothing."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from reward_services import (
+    ImageInvalid,
+    ReplicaLost,
+    RewardError,
+    RewardInfo,
+    RewardNotReady,
+    RewardUnknown,
+    Score,
+)
+from trainer.coordinator import Coordinator, Pace
+
+Image = NDArray[np.uint8]
+
+
+class Brightness:
+    """Two rewards, the mean pixel and its negative; `trouble` may raise, or fail single items, before they score."""
+
+    def __init__(self, trouble: Callable[[int, str], RewardError | None] = lambda call, name: None) -> None:
+        self.calls: list[tuple[tuple[str, ...], int]] = []
+        self.revision = "1"
+        self.delay_s = 0.0
+        self._trouble = trouble
+
+    async def describe(self) -> list[RewardInfo]:
+        about = {
+            "range": (None, None),
+            "higher_is_better": True,
+            "deterministic": True,
+            "modality": ("image",),
+        }
+        rest = {"revision": self.revision, "max_items": 8, "ready": True}
+        return [RewardInfo.model_validate({"id": name, **about, **rest}) for name in ("bright", "dark")]
+
+    async def score(
+        self, images: Sequence[Image], prompts: Sequence[str], *, rewards: Sequence[str], deadline_s: float
+    ) -> dict[str, list[Score]]:
+        call = len(self.calls)
+        self.calls.append((tuple(rewards), len(prompts)))
+        await asyncio.sleep(self.delay_s)
+        return {name: [self._one(call, name, image) for image in images] for name in rewards}
+
+    def _one(self, call: int, name: str, image: Image) -> Score:
+        error = self._trouble(call, name)
+        if error is not None:
+            return Score.failed(error)
+        return Score.of(float(image.mean()) * (1 if name == "bright" else -1))
+
+
+def pictures(*values: int) -> list[Image]:
+    return [np.full((4, 4, 3), value, np.uint8) for value in values]
+
+
+def values(scores: dict[str, list[Score]], name: str) -> list[float | None]:
+    return [score.value for score in scores[name]]
+
+
+def coordinator(rewards: Any, **pace: Any) -> Coordinator:
+    return Coordinator(rewards, names=("bright", "dark"), pace=Pace(**pace))
+
+
+def test_ranks_share_a_batch_and_get_their_own_scores() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        merged = coordinator(rewards)
+        scores = await asyncio.gather(
+            *(merged.score(pictures(rank, rank + 10, rank + 20), ["a", "b", "c"]) for rank in range(4))
+        )
+        assert rewards.calls == [(("bright", "dark"), 12)]
+        for rank, of_rank in enumerate(scores):
+            assert values(of_rank, "bright") == [rank, rank + 10, rank + 20]
+            assert values(of_rank, "dark") == [-rank, -rank - 10, -rank - 20]
+        stats = merged.stats()
+        assert (stats["requests"], stats["images"], stats["reward_calls"], stats["retries"]) == (4, 12, 2, 0)
+        assert stats["queue_depth"] == stats["failures"] == 0
+        assert stats["wait_s"] > 0
+
+    asyncio.run(run())
+
+
+def test_a_batch_has_a_size_and_few_are_under_way() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        rewards.delay_s = 0.05
+        merged = coordinator(rewards, batch_images=4, batches_at_once=2)
+        waiting = asyncio.create_task(merged.score(pictures(*range(14)), ["a"] * 14))
+        await asyncio.sleep(0.03)
+        assert len(rewards.calls) == 2
+        assert merged.stats()["queue_depth"] == 6
+        assert values(await waiting, "bright") == list(range(14))
+        assert [size for _, size in rewards.calls] == [4, 4, 4, 2]
+
+    asyncio.run(run())
+
+
+def test_known_images_are_not_scored_again() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        merged = coordinator(rewards, cache_scores=6)
+        first = await merged.score(pictures(1, 2), ["a", "b"])
+        assert await merged.score(pictures(2, 1), ["b", "a"]) == {
+            name: scores[::-1] for name, scores in first.items()
+        }
+        assert len(rewards.calls) == 1
+        await merged.score(pictures(1), ["another prompt"])
+        await merged.score(pictures(7), ["a"])
+        assert len(rewards.calls) == 3
+        assert merged.stats()["cache_hits"] == 4
+        await merged.score(pictures(1, 2), ["a", "b"])
+        assert rewards.calls[3] == (("bright", "dark"), 1), (
+            "the cache is bounded: the oldest scores have gone"
+        )
+
+    asyncio.run(run())
+
+
+def test_another_revision_is_another_score() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        merged = coordinator(rewards, revisions_s=0.0)
+        await merged.score(pictures(1), ["a"])
+        rewards.revision = "2"
+        await merged.score(pictures(1), ["a"])
+        assert len(rewards.calls) == 2
+
+    asyncio.run(run())
+
+
+def test_the_same_image_in_flight_is_scored_once() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        rewards.delay_s = 0.05
+        merged = coordinator(rewards)
+        both = await asyncio.gather(*(merged.score(pictures(3, 3), ["a", "a"]) for _ in range(2)))
+        assert [values(scores, "bright") for scores in both] == [[3, 3], [3, 3]]
+        assert rewards.calls == [(("bright", "dark"), 1)]
+        assert merged.stats()["joined"] == 3
+
+    asyncio.run(run())
+
+
+def test_a_call_may_name_its_rewards() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        merged = coordinator(rewards)
+        assert set(await merged.score(pictures(1), ["a"], ["dark"])) == {"dark"}
+        assert values(await merged.score(pictures(1), ["a"]), "bright") == [1.0]
+        assert rewards.calls == [(("dark",), 1), (("bright",), 1)], "what is known is not asked again"
+        with pytest.raises(RewardUnknown, match="no reward 'loud'; there are: bright, dark"):
+            await merged.score(pictures(1), ["a"], ["loud"])
+
+    asyncio.run(run())
+
+
+def test_only_the_failed_reward_is_tried_again() -> None:
+    async def run() -> None:
+        rewards = Brightness(lambda call, name: ReplicaLost("gone") if call < 2 and name == "dark" else None)
+        merged = coordinator(rewards)
+        scores = await merged.score(pictures(1, 2), ["a", "b"])
+        assert values(scores, "dark") == [-1.0, -2.0]
+        assert rewards.calls == [(("bright", "dark"), 2), (("dark",), 2), (("dark",), 2)]
+        assert (merged.stats()["retries"], merged.stats()["failures"]) == (2, 0)
+
+    asyncio.run(run())
+
+
+def test_what_will_fail_again_fails_at_once_and_is_not_remembered() -> None:
+    async def run() -> None:
+        rewards = Brightness(
+            lambda call, name: ImageInvalid("torn") if call == 0 and name == "dark" else None
+        )
+        merged = coordinator(rewards)
+        scores = await merged.score(pictures(1), ["a"])
+        assert values(scores, "bright") == [1.0]
+        assert scores["dark"] == [Score.failed(ImageInvalid("torn"))]
+        assert (merged.stats()["retries"], merged.stats()["failures"]) == (0, 1)
+        assert values(await merged.score(pictures(1), ["a"]), "dark") == [-1.0]
+
+    asyncio.run(run())
+
+
+def test_after_the_deadline_a_failure_is_the_last_word() -> None:
+    async def run() -> None:
+        merged = coordinator(Brightness(lambda call, name: ReplicaLost("gone")), deadline_s=0.8)
+        began = time.monotonic()
+        scores = await merged.score(pictures(1), ["a"])
+        assert 0.1 < time.monotonic() - began < 1.5
+        assert scores["bright"] == [Score.failed(ReplicaLost("gone"))]
+        assert merged.stats()["failures"] == 2
+
+    asyncio.run(run())
+
+
+def test_a_call_that_raises_is_tried_again() -> None:
+    class Raising(Brightness):
+        async def score(self, *arguments: Any, **options: Any) -> dict[str, list[Score]]:
+            if not self.calls:
+                self.calls.append((("raised",), 0))
+                raise RewardNotReady("starting")
+            return await super().score(*arguments, **options)
+
+    scores = asyncio.run(coordinator(Raising()).score(pictures(1), ["a"]))
+    assert values(scores, "bright") == [1.0]
+
+
+def test_a_reward_that_hangs_meets_its_own_deadline() -> None:
+    class Hanging(Brightness):
+        async def score(self, *arguments: Any, **options: Any) -> dict[str, list[Score]]:
+            if options["rewards"] == ("dark",):
+                await asyncio.sleep(60)
+            return await super().score(*arguments, **options)
+
+    async def run() -> None:
+        merged = coordinator(Hanging(), attempt_s_of={"dark": 0.05}, deadline_s=0.5)
+        scores = await merged.score(pictures(1), ["a"])
+        assert values(scores, "bright") == [1.0]
+        error = scores["dark"][0].error
+        assert error is not None
+        assert error.type == "/problems/deadline-exceeded"
+
+    asyncio.run(run())
+
+
+def test_rewards_that_are_not_up_yet_are_waited_for() -> None:
+    class Starting(Brightness):
+        asked = 0
+
+        async def describe(self) -> list[RewardInfo]:
+            self.asked += 1
+            if self.asked < 3:
+                raise RewardNotReady("starting")
+            return await super().describe()
+
+    rewards = Starting()
+    assert values(asyncio.run(coordinator(rewards).score(pictures(5), ["a"])), "bright") == [5.0]
+    assert rewards.asked == 3
+    with pytest.raises(RewardNotReady):
+        asyncio.run(coordinator(Starting(), deadline_s=0.1).score(pictures(5), ["a"]))
+
+
+def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
+    async def run() -> None:
+        rewards = Brightness()
+        rewards.delay_s = 0.1
+        merged = coordinator(rewards)
+        first = asyncio.create_task(merged.score(pictures(1), ["a"]))
+        second = asyncio.create_task(merged.score(pictures(1), ["a"]))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        assert values(await second, "bright") == [1.0]
+        assert len(rewards.calls) == 1
+
+    asyncio.run(run())
+
+
+def test_a_bug_behind_the_protocol_reaches_the_caller_and_blocks_nobody() -> None:
+    class Broken(Brightness):
+        async def score(self, *arguments: Any, **options: Any) -> dict[str, list[Score]]:
+            if not self.calls:
+                self.calls.append((("broken",), 0))
+                raise KeyError("a bug")
+            return await super().score(*arguments, **options)
+
+    async def run() -> None:
+        merged = coordinator(Broken())
+        with pytest.raises(KeyError):
+            await merged.score(pictures(1), ["a"])
+        assert values(await merged.score(pictures(1), ["a"]), "bright") == [1.0]
+
+    asyncio.run(run())
+
+
+def test_nothing_to_score() -> None:
+    assert asyncio.run(coordinator(Brightness()).score([], [])) == {"bright": [], "dark": []}

@@ -1,0 +1,81 @@
+"""Metrics are on disk at once, survive an interruption, reach TensorBoard, and are seen on the bar."""
+
+import io
+import json
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.metrics import MetricsLog, ProgressBar, read_metrics
+
+
+def tensorboard_scalars(run_folder: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run_folder / "tensorboard")).Reload()
+    return [(event.step, round(event.value, 4)) for event in events.Scalars(name)]
+
+
+def test_each_update_is_a_line_that_can_be_read_at_once(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.record(1, {"reward": 0.5})
+        log.record(2, {"reward": 0.75, "accuracy": 0.25})
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == read_metrics(tmp_path / "metrics.jsonl")
+        assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"update": 2, "reward": 0.75, "accuracy": 0.25}
+    assert tensorboard_scalars(tmp_path, "reward") == [(1, 0.5), (2, 0.75)]
+
+
+def test_a_value_that_is_not_finite_is_null_and_not_a_number(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.record(1, {"loss": float("nan"), "norm": float("inf")})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"update": 1, "loss": None, "norm": None}]
+
+
+def test_resuming_forgets_later_updates_and_a_torn_line(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for update in (1, 2, 3):
+            log.record(update, {"reward": float(update)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "rew')
+    with MetricsLog(tmp_path, resumed_update=2) as log:
+        log.record(3, {"reward": 30.0})
+    assert [line["reward"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 30.0]
+    assert tensorboard_scalars(tmp_path, "reward") == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_new_run_starts_from_nothing(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.record(1, {"reward": 1.0})
+    MetricsLog(tmp_path, tensorboard=False).close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert read_metrics(tmp_path / "nowhere.jsonl") == []
+
+
+def test_only_rank_0_writes(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "run", rank=1) as log:
+        log.record(1, {"reward": 1.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bar_shows_reward_last_accuracy_and_stall() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    bar = ProgressBar(10, resumed_update=4, stream=stream)
+    bar.show(5, {"reward": 1.5, "accuracy": 0.25, "stall_fraction": 0.125})
+    bar.show(6, {"reward": 1.75, "stall_fraction": 0.0})
+    bar.close()
+    last = stream.getvalue().split("\r")[-1]
+    assert "6/10" in last
+    assert "reward=1.750, verified=25.0%, stall=0%" in last
+
+
+def test_a_log_file_is_not_flooded() -> None:
+    updates, stream = 500, io.StringIO()
+    bar = ProgressBar(updates, stream=stream)
+    for update in range(1, updates + 1):
+        bar.show(update, {"reward": float(update)})
+    bar.close()
+    assert stream.getvalue().count("\r") <= 3
+    assert f"{updates}/{updates}" in stream.getvalue()

@@ -1,0 +1,103 @@
+"""Prompt files of each kind, what is said of bad ones, and the stream across ranks, epochs and resumption."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.prompts import PromptFileError, PromptStream, read_prompts
+from trainer.records import Prompt
+
+PROMPTS = [Prompt(index, f"prompt {index}") for index in range(7)]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_text_is_one_prompt_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "\ufeffa red circle\r\n\n  zwei blaue Würfel \n")
+    assert read_prompts(path) == [Prompt(0, "a red circle"), Prompt(1, "zwei blaue Würfel")]
+
+
+def test_jsonl_keeps_what_else_it_says(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"prompt": "a cat", "tag": 3}\n\n{"prompt": "a\\u2028dog"}\n')
+    assert read_prompts(path) == [Prompt(0, "a cat", {"tag": 3}), Prompt(1, "a\u2028dog")]
+
+
+def test_csv_keeps_the_other_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'tag,prompt\nx,"a cat, asleep"\ny,a dog\n')
+    assert read_prompts(path) == [Prompt(0, "a cat, asleep", {"tag": "x"}), Prompt(1, "a dog", {"tag": "y"})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "", "holds no prompt"),
+        ("a.txt", " \n\n", "holds no prompt"),
+        ("a.jsonl", "", "holds no prompt"),
+        ("a.csv", "", "holds no prompt"),
+        ("a.csv", "prompt\n", "holds no prompt"),
+        ("a.txt", b"good\nb\xe4d\n", "line 2: is not UTF-8"),
+        ("a.jsonl", '{"prompt": "a"}\nnope\n', "line 2: is not JSON"),
+        ("a.jsonl", '{"text": "a"}\n', "line 1: has no prompt"),
+        ("a.jsonl", '["prompt"]\n', "line 1: has no prompt"),
+        ("a.jsonl", '{"prompt": 3}\n', "line 1: the prompt is empty or not text"),
+        ("a.csv", "text\na\n", "line 1: has no column prompt"),
+        ("a.csv", "prompt,tag\na,1\n,2\n", "line 3: the prompt is empty"),
+        ("a.parquet", "", "use .txt, .jsonl, .csv"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(
+    tmp_path: Path, name: str, content: str | bytes, expected: str
+) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(PromptFileError) as caught:
+        read_prompts(path)
+    assert str(caught.value).startswith(str(path))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match=r"nowhere\.txt: cannot be read \(No such file"):
+        read_prompts(tmp_path / "nowhere.txt")
+
+
+def test_every_epoch_has_every_prompt_once_in_another_order() -> None:
+    stream = PromptStream(PROMPTS, seed=1)
+    first, second = stream.take(7), stream.take(7)
+    assert set(first) == set(second) == set(PROMPTS)
+    assert first != second
+
+
+def test_the_seed_decides_the_order() -> None:
+    assert PromptStream(PROMPTS, seed=1).take(20) == PromptStream(PROMPTS, seed=1).take(20)
+    assert PromptStream(PROMPTS, seed=1).take(20) != PromptStream(PROMPTS, seed=2).take(20)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_laid_end_to_end_are_one_rank(world_size: int) -> None:
+    single = PromptStream(PROMPTS, seed=3)
+    ranks = [PromptStream(PROMPTS, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
+    for count in (2, 5, 1):
+        dealt = [prompt for rank in ranks for prompt in rank.take(count)]
+        assert dealt == single.take(count * world_size)
+
+
+def test_a_stream_resumes_to_the_very_prompt_on_another_world_size() -> None:
+    unbroken = PromptStream(PROMPTS, seed=4)
+    unbroken.take(10)
+    stopped = PromptStream(PROMPTS, seed=4, rank=1, world_size=2)
+    stopped.take(5)
+    resumed = [PromptStream(PROMPTS, seed=4, rank=r, world_size=3) for r in range(3)]
+    for stream in resumed:
+        stream.load_state_dict(stopped.state_dict())
+    assert [prompt for stream in resumed for prompt in stream.take(2)] == unbroken.take(6)
+
+
+@pytest.mark.parametrize("other", [PromptStream(PROMPTS, seed=5), PromptStream(PROMPTS[:6], seed=4)])
+def test_a_state_of_another_stream_is_refused(other: PromptStream) -> None:
+    with pytest.raises(ValueError, match="another one"):
+        PromptStream(PROMPTS, seed=4).load_state_dict(other.state_dict())

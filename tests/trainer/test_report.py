@@ -1,0 +1,203 @@
+"""The report: every part from its file, nothing from outside, prompts as data, errors in one line."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.report import ReportError, costs, headline, times, with_roles, write_report
+
+HOSTILE = '<script>alert("a & b")</script>'
+SUMMARY = {
+    "method": "rlhf_sharpening",
+    "seed": 0,
+    "updates": 60,
+    "wall_s": 300.0,
+    "reward_before": 20.0,
+    "reward_after": 22.5,
+    "accuracy_before": 0.40,
+    "accuracy_after": 0.55,
+    "accuracy_by_category": {
+        "count": {"before": 0.3, "after": 0.5},
+        "spatial": {"before": 0.5, "after": 0.45},
+    },
+    "diversity_before": 0.4,
+    "diversity_after": 0.36,
+    "sampling_s": 120.0,
+    "learning_s": 100.0,
+    "reward_stall_s": 30.0,
+    "unet_evaluations": 1234567,
+    "reward_calls": 480,
+    "images_scored": 9600,
+    "stall_fraction": 0.1,
+    "peak_memory_bytes": 3 * 2**30,
+    "control": {
+        "accuracy_before": 0.40,
+        "accuracy_after": 0.42,
+        "date": "2026-11-20",
+        "command": "sharpen train x",
+    },
+}
+
+
+def save_picture(path: Path, size: int, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    def write(name: str, value: Any) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
+
+    write("summary.json", SUMMARY)
+    lines = [
+        {"update": u, "reward": 20 + u / 30, "loss": None if u == 3 else 1 / u, "lr": 1e-4}
+        for u in range(1, 61)
+    ]
+    lines[0]["accuracy"], lines[-1]["accuracy"] = 0.4, 0.55
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
+    (tmp_path / "config.yaml").write_text(f"seed: 0  # {HOSTILE}\n", encoding="utf-8")
+    pictures = [
+        {
+            "prompt": HOSTILE,
+            "category": "count",
+            "before": "before/00.png",
+            "after": "after/00.png",
+            "correct_before": False,
+            "correct_after": True,
+        }
+    ]
+    write("report/pictures.json", pictures)
+    branches = [
+        {
+            "return": value,
+            "weight": weight,
+            "previews": [{"step": 9, "image": f"branches/{k}.png", "scores": {"clip": value}}],
+        }
+        for k, (value, weight) in enumerate([(1.0, 0.0), (3.0, 1.0), (None, 0.0), (-2.0, 0.0)])
+    ]
+    write("report/branches.json", [{"prompt": HOSTILE, "update": 5, "branches": branches}])
+    for k in range(4):
+        save_picture(tmp_path / f"report/branches/{k}.png", 32, k)
+    save_picture(tmp_path / "report/before/00.png", 32, 7)
+    save_picture(tmp_path / "report/after/00.png", 600, 8)
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_shows_every_part(run_folder: Path) -> None:
+    page = Page(write_report(run_folder).read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    for part in (
+        "rlhf_sharpening · 60 updates · seed 0 · 5.0 minutes",
+        "40.0 % → 55.0 %",
+        "+15.0 points · without reward +2.0 points",
+        "Measured on 2026-11-20. sharpen train x",
+        "spatial 50.0 % 45.0 % −5.0 points",
+        "0 of 1 before, 1 after",
+        "· update 5",
+        "90 % kept",
+        "winner return 3.000",
+        "loser return −2.000",
+        "a score failed",
+        "images scored per second32.0",
+        "Every other scalar lr",
+    ):
+        assert part in text
+    charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert charts == ["Reward", "Verified accuracy", "Loss", "lr"]
+
+
+def test_the_page_is_self_contained_and_prompts_are_data(run_folder: Path) -> None:
+    html = write_report(run_folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.text.count(HOSTILE) == 3  # grid, tree, configuration
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)|url\(|@import", html)
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == 6
+    assert sum(source.startswith("data:image/jpeg") for source in sources) == 1  # the large one, shrunk
+    assert sum(len(source) for source in sources) < 150_000
+
+
+def test_what_is_absent_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"method": "sft_sharpening"}', encoding="utf-8")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "h2" not in {tag for tag, _ in page.tags}
+
+
+def test_without_a_control_the_page_says_how_to_measure_one(run_folder: Path) -> None:
+    summary = {key: value for key, value in SUMMARY.items() if key != "control"}
+    (run_folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    html = write_report(run_folder).read_text(encoding="utf-8")
+    assert "--set selection.by=random" in html
+    assert "without reward" not in html
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("summary.json", "[]", "finish the run first"),
+        ("summary.json", "{", r"summary\.json is not JSON"),
+        ("report/branches/0.png", "no picture", r"0\.png is not a picture"),
+        ("report/pictures.json", '[{"prompt": "", "before": "../../x.png", "after": ""}]', "lies outside"),
+    ],
+)
+def test_an_unusable_file_is_one_line_and_leaves_no_page(
+    run_folder: Path, name: str, content: str, expected: str
+) -> None:
+    (run_folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ReportError, match=expected) as caught:
+        write_report(run_folder)
+    assert "\n" not in str(caught.value)
+    assert not (run_folder / "report.html").exists()
+
+
+def test_headline_subtracts_the_control() -> None:
+    accuracy, reward, _ = headline(SUMMARY)
+    assert accuracy["above_control"] == pytest.approx(0.13)
+    assert reward["above_control"] is None
+
+
+def test_recorded_roles_go_before_guessed_ones() -> None:
+    branches = [{"return": 1.0, "weight": 0.0}, {"return": 0.0, "weight": 0.0, "role": "winner"}]
+    assert [branch["role"] for branch in with_roles({"branches": branches})["branches"]] == ["", "winner"]
+
+
+def test_times_add_up_to_the_wall_clock() -> None:
+    label, rest_s = times(SUMMARY)[-1]
+    assert label == "everything else"
+    assert rest_s == pytest.approx(50.0)
+    assert sum(seconds for _, seconds in times(SUMMARY)) == pytest.approx(300.0)
+    assert times({"wall_s": 3.0}) == []
+
+
+def test_costs_are_for_people() -> None:
+    assert ("UNet evaluations", "1\u202f234\u202f567") in costs(SUMMARY)
+    assert ("peak memory", "3.00 GiB") in costs(SUMMARY)
+    assert costs({}) == []

@@ -1,0 +1,100 @@
+"""Grows branches of denoising trajectories without gradients and decodes what they are about to become.
+
+Shapes: P prompts, K branches of a prompt, T steps, (C, h, w) a latent, (H, W) a picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.diffusion import Schedule, clean_and_noise, step_distribution
+from trainer.policy import Conditioning, Policy
+from trainer.records import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """K branches of each of P prompts, from first noise to finished latent."""
+
+    prompts: tuple[Prompt, ...]
+    text: Conditioning
+    """P rows."""
+    states: Tensor
+    """(T + 1, P, K, C, h, w): the state before each step, and the finished latents last."""
+    previews: dict[int, NDArray[np.uint8]]
+    """Scored step to the (P, K, H, W, 3) pictures of its x0 estimate; the last step's are the finished ones."""
+    unet_evaluations: int
+
+    @property
+    def clean(self) -> Tensor:
+        """(P, K, C, h, w): the finished latents."""
+        return self.states[-1]
+
+
+def step_noise(shape: tuple[int, int, int], *, branches: int, steps: int, seeds: Sequence[int]) -> Tensor:
+    """The randomness of P prompts: (T + 1, P, K, C, h, w), each prompt's from its own seed.
+
+    Index 0 is the first noise. A prompt's noise depends on its seed alone, so the same branches grow whatever
+    the micro-batch or the number of ranks.
+    """
+    drawn = [
+        torch.randn(steps + 1, branches, *shape, generator=torch.Generator().manual_seed(seed % 2**63))
+        for seed in seeds
+    ]
+    return torch.stack(drawn, dim=1)
+
+
+@torch.no_grad()
+def grow(
+    policy: Policy,
+    schedule: Schedule,
+    prompts: Sequence[Prompt],
+    noise: Tensor,
+    *,
+    guidance: float,
+    eta: float,
+    start: int = 0,
+    previews: Sequence[int] = (-1,),
+) -> Branches:
+    """Sample K branches of each prompt.
+
+    Args:
+        policy: the model as it is now.
+        schedule: the T noise levels.
+        prompts: P prompts.
+        noise: (T + 1, P, K, C, h, w) from `step_noise`.
+        guidance: scale of classifier-free guidance.
+        eta: noise put back at each step.
+        start: step at which the branches part; before it they share one trunk.
+        previews: steps whose x0 estimate is decoded, negative ones from the end.
+    """
+    noise = noise.to(policy.device)
+    steps, count, branches = len(schedule), len(prompts), noise.shape[2]
+    wanted = {step % steps for step in previews}
+    text = policy.encode([prompt.text for prompt in prompts])
+    state = noise[0, :, :1] if start > 0 else noise[0]
+    states, decoded, evaluations = [], {}, 0
+    for j in range(steps):
+        if j == start:
+            state = state.expand(-1, branches, -1, -1, -1)
+        states.append(state.expand(-1, branches, -1, -1, -1))
+        width = state.shape[1]
+        rows = torch.arange(count).repeat_interleave(width)
+        output = policy.predict(
+            state.flatten(0, 1), schedule.timesteps_T[j].expand(len(rows)), text.take(rows), guidance
+        )
+        evaluations += len(rows) * (1 if guidance == 1 else 2)
+        alpha_bar, next_alpha_bar = schedule.alpha_bars_T[j], schedule.next_alpha_bars_T[j]
+        clean, eps = clean_and_noise(state.flatten(0, 1), output, alpha_bar, schedule.prediction_type)
+        mean, std = step_distribution(clean, eps, alpha_bar, next_alpha_bar, eta)
+        moved = mean if eta == 0 else mean + std * noise[j + 1, :, :width].flatten(0, 1)
+        state = moved.unflatten(0, (count, width))
+        if j in wanted:
+            latents = state.flatten(0, 1) if j == steps - 1 else clean
+            pictures = policy.decode(latents)
+            decoded[j] = pictures.reshape(count, width, *pictures.shape[1:])
+    return Branches(tuple(prompts), text, torch.stack([*states, state]), decoded, evaluations)

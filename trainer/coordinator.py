@@ -1,0 +1,291 @@
+"""Merges the scoring requests of all trainer ranks: one per job, plain asyncio, stateless but for its cache.
+
+    rank 0 ──┐              known? in flight?            ┌─ a few batches at once ────┐
+    rank 1 ──┼─▶ score() ─▶ else into the queue ─▶ batch ┤  one call for all rewards  ├─▶ cache ─▶ all waiters
+    rank n ──┘              (waits `window_ms`)          └─ what may, is tried again ─┘
+
+A rank waits in `score` until each of its images is settled: scored, failed for good, or beyond the deadline.
+Losing the coordinator loses nothing: the ranks ask again, and images are known by their content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_services import DeadlineExceeded, RewardError, Rewards, RewardUnknown, Score, error_from
+
+Image = NDArray[np.uint8]
+CacheKey = tuple[bytes, str, str]
+"""Content of image and prompt, reward, revision of the reward."""
+FlightKey = tuple[bytes, tuple[str, ...]]
+"""Content of image and prompt, rewards asked for."""
+
+_COUNTED = ("requests", "images", "reward_calls", "cache_hits", "joined", "retries", "failures")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the coordinator batches, waits and retries."""
+
+    batch_images: int = 128
+    """Most images of one call to the rewards."""
+    window_ms: float = 5.0
+    """How long the first image of a batch waits for those of other ranks."""
+    batches_at_once: int = 4
+    attempt_s: float = 30.0
+    """Deadline of one attempt, for each reward that `attempt_s_of` does not name."""
+    attempt_s_of: Mapping[str, float] = field(default_factory=dict)
+    deadline_s: float = 180.0
+    """After so long an image without a score has failed; longer than a replica takes to restart."""
+    revisions_s: float = 30.0
+    """How long a reward's revision is believed without asking again."""
+    cache_scores: int = 200_000
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """An image on its way: what it has, what it still needs, and the future that its waiters await."""
+
+    content: bytes
+    image: Image
+    prompt: str
+    names: tuple[str, ...]
+    ends: float
+    scores: dict[str, Score] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    settled: asyncio.Future[dict[str, Score]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    @property
+    def key(self) -> FlightKey:
+        """What two items share that can be settled together."""
+        return (self.content, self.names)
+
+
+class Coordinator:
+    """Scores images for all ranks of a job at once.
+
+    Args:
+        rewards: Serve handles or the HTTP client.
+        names: the rewards by which an image is scored unless a call names others.
+        pace: batching, deadlines and retries.
+    """
+
+    def __init__(self, rewards: Rewards, *, names: Sequence[str], pace: Pace | None = None) -> None:
+        self._rewards = rewards
+        self._names = tuple(names)
+        self._pace = pace or Pace()
+        self._queue: list[_Item] = []
+        self._in_flight: dict[FlightKey, _Item] = {}
+        self._batches: set[asyncio.Task[None]] = set()
+        self._window: asyncio.TimerHandle | None = None
+        self._cache: OrderedDict[CacheKey, Score] = OrderedDict()
+        self._revisions: dict[str, str] = {}
+        self._revisions_at = -float("inf")
+        self._asking = asyncio.Lock()
+        self._counts: Counter[str] = Counter()
+        self._wait_s = 0.0
+
+    async def score(
+        self, images: Sequence[Image], prompts: Sequence[str], rewards: Sequence[str] | None = None
+    ) -> dict[str, list[Score]]:
+        """Score images[i], (H, W, 3) uint8, against prompts[i] by every reward of `rewards`.
+
+        One score per image and reward, in order, each a value or a failure.
+
+        Raises:
+            RewardError: the rewards cannot be asked what they are, or one of them is not served.
+        """
+        began = time.monotonic()
+        self._counts.update(requests=1, images=len(prompts))
+        names = self._names if rewards is None else tuple(rewards)
+        await self._refresh_revisions()
+        self._check_served(names)
+        contents = await asyncio.to_thread(_contents_of, images, prompts)
+        ends = began + self._pace.deadline_s
+        items = [
+            self._admit(_Item(content, image, prompt, names, ends))
+            for content, image, prompt in zip(contents, images, prompts, strict=True)
+        ]
+        # Shielded: a caller that gives up must not take away what others wait for.
+        scores = await asyncio.gather(*(asyncio.shield(item.settled) for item in items))
+        self._wait_s += time.monotonic() - began
+        return {name: [of_item[name] for of_item in scores] for name in names}
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start; `queue_depth` is now, `wait_s` the seconds that callers waited, summed.
+
+        `reward_calls` counts one per reward and batch, `joined` the images that were in flight already,
+        `failures` the scores that were given up.
+        """
+        counts = {name: float(self._counts[name]) for name in _COUNTED}
+        return counts | {"queue_depth": float(len(self._queue)), "wait_s": self._wait_s}
+
+    def _admit(self, item: _Item) -> _Item:
+        """The item itself, answered from the cache or queued, or the one of the same content in flight."""
+        if item.key in self._in_flight:
+            self._counts["joined"] += 1
+            return self._in_flight[item.key]
+        for name in item.names:
+            key = (item.content, name, self._revisions[name])
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                item.scores[name] = self._cache[key]
+        self._counts["cache_hits"] += len(item.scores)
+        item.missing += [name for name in item.names if name not in item.scores]
+        if not item.missing:
+            item.settled.set_result(item.scores)
+            return item
+        self._in_flight[item.key] = item
+        self._queue.append(item)
+        self._send_when_due()
+        return item
+
+    def _check_served(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._revisions:
+                raise RewardUnknown(f"no reward {name!r}; there are: {', '.join(sorted(self._revisions))}")
+
+    async def _refresh_revisions(self) -> None:
+        """Ask what the rewards are, so that a score of other weights is never taken for one of these."""
+        async with self._asking:
+            if time.monotonic() - self._revisions_at < self._pace.revisions_s:
+                return
+            ends = time.monotonic() + self._pace.deadline_s
+            attempt = 0
+            while not await self._asked(may_retry=time.monotonic() + _pause_s(attempt) < ends):
+                await asyncio.sleep(_pause_s(attempt))
+                attempt += 1
+
+    async def _asked(self, *, may_retry: bool) -> bool:
+        """Whether the revisions are known; old ones are good enough while the rewards do not answer."""
+        try:
+            infos = await self._rewards.describe()
+        except RewardError as error:
+            if not self._revisions and not (error.retryable and may_retry):
+                raise
+            return bool(self._revisions)
+        self._revisions = {info.id: info.revision for info in infos}
+        self._revisions_at = time.monotonic()
+        return True
+
+    def _send_when_due(self) -> None:
+        if len(self._queue) >= self._pace.batch_images:
+            self._send()
+        elif self._window is None:
+            loop = asyncio.get_running_loop()
+            self._window = loop.call_later(self._pace.window_ms / 1000, self._send)
+
+    def _send(self) -> None:
+        """Send what waits, as far as batches may be under way; the end of a batch sends the next."""
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None
+        while self._queue and len(self._batches) < self._pace.batches_at_once:
+            size = self._pace.batch_images
+            items, self._queue = self._queue[:size], self._queue[size:]
+            task = asyncio.get_running_loop().create_task(self._settle(items))
+            self._batches.add(task)
+            task.add_done_callback(partial(self._ended, items))
+
+    def _ended(self, items: Sequence[_Item], task: asyncio.Task[None]) -> None:
+        """Whatever became of a batch, nobody waits for ever and the next one goes."""
+        self._batches.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        for item in items:
+            if not item.settled.done():
+                del self._in_flight[item.key]
+                item.settled.set_exception(error or DeadlineExceeded())
+        self._send()
+
+    async def _settle(self, items: Sequence[_Item]) -> None:
+        """Score a batch; what failed but may succeed is tried again until the deadline of its item."""
+        attempt = 0
+        while items:
+            await asyncio.gather(*(self._call(*call) for call in self._calls(items)))
+            pause = _pause_s(attempt)
+            now = time.monotonic()
+            for item in items:
+                if not item.missing or now + pause >= item.ends:
+                    self._finish(item)
+            items = [item for item in items if not item.settled.done()]
+            if items:
+                self._counts["retries"] += 1
+                attempt += 1
+                await asyncio.sleep(pause)
+
+    def _calls(self, items: Sequence[_Item]) -> Iterable[tuple[tuple[str, ...], float, list[_Item]]]:
+        """What to ask of whom: rewards of one deadline that miss the same items share a call."""
+        missing_items: dict[str, list[_Item]] = {}
+        for item in items:
+            for name in item.missing:
+                missing_items.setdefault(name, []).append(item)
+        shared: dict[tuple[float, tuple[bytes, ...]], list[str]] = {}
+        for name, lacking in missing_items.items():
+            limit = self._pace.attempt_s_of.get(name, self._pace.attempt_s)
+            shared.setdefault((limit, tuple(item.content for item in lacking)), []).append(name)
+        return [(tuple(names), limit, missing_items[names[0]]) for (limit, _), names in shared.items()]
+
+    async def _call(self, names: tuple[str, ...], limit_s: float, items: Sequence[_Item]) -> None:
+        self._counts["reward_calls"] += len(names)
+        revisions = self._revisions
+        left_s = max(item.ends for item in items) - time.monotonic()
+        deadline_s = max(min(limit_s, left_s), 0.001)
+        images, prompts = [item.image for item in items], [item.prompt for item in items]
+        try:
+            async with asyncio.timeout(deadline_s + _GRACE_S):
+                scores = await self._rewards.score(images, prompts, rewards=names, deadline_s=deadline_s)
+        except RewardError as error:
+            scores = dict.fromkeys(names, [Score.failed(error)] * len(items))
+        except TimeoutError:
+            late = DeadlineExceeded(f"{', '.join(names)} did not answer within {deadline_s:g} s")
+            scores = dict.fromkeys(names, [Score.failed(late)] * len(items))
+        for name in names:
+            for item, score in zip(items, scores[name], strict=True):
+                self._take(item, name, revisions[name], score)
+
+    def _take(self, item: _Item, name: str, revision: str, score: Score) -> None:
+        """A final score is no longer missing; a failure that may pass is the last word only so far."""
+        item.scores[name] = score
+        if score.error is None:
+            self._cache[item.content, name, revision] = score
+            if len(self._cache) > self._pace.cache_scores:
+                self._cache.popitem(last=False)
+        if score.error is None or not error_from(score.error).retryable:
+            item.missing.remove(name)
+
+    def _finish(self, item: _Item) -> None:
+        self._counts["failures"] += sum(not score.ok for score in item.scores.values())
+        del self._in_flight[item.key]
+        item.settled.set_result(item.scores)
+
+
+def _contents_of(images: Sequence[Image], prompts: Sequence[str]) -> list[bytes]:
+    return [_content_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+
+def _content_of(image: Image, prompt: str) -> bytes:
+    """A key of shape, pixels and prompt: 32 bytes."""
+    digest = hashlib.sha256(f"{image.shape}{image.dtype}".encode())
+    digest.update(np.ascontiguousarray(image).data)
+    digest.update(prompt.encode("utf-8", "surrogatepass"))
+    return digest.digest()
+
+
+def _pause_s(attempt: int) -> float:
+    """Seconds before the next attempt: exponential, with jitter."""
+    pause: float = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+    return pause * random.uniform(1.0, 1.5)

@@ -1,0 +1,134 @@
+"""What held-out pictures say about a model: accuracy, its change with a clustered standard error, diversity.
+
+Axes: N pictures, P prompts, K pictures of one prompt, d features.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """How much a figure changed over the same prompts and seeds."""
+
+    difference: float
+    """Mean of after - before."""
+    standard_error: float
+    """Its standard error, clustered: pictures of one prompt do not count as independent."""
+    pictures: int
+    """Pictures judged both times."""
+    clusters: int
+    """Prompts among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Judged pictures of held-out prompts, drawn plainly (no search), fixed seeds; one entry a picture."""
+
+    update: int
+    """Updates in the weights that drew them."""
+    guidance: float
+    """Scale of classifier-free guidance they were drawn with."""
+    prompts: tuple[str, ...]
+    categories: tuple[str, ...]
+    correct: tuple[bool | None, ...]
+    """The judge's verdict; None where the judge failed."""
+    scores: Mapping[str, tuple[float | None, ...]]
+    """Scores by reward; None where the reward failed."""
+    diversity: float | None
+    """Mean pairwise cosine distance of pictures of one prompt; None when it was not measured."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the judged pictures that are correct."""
+        return accuracy(self.correct)
+
+    @property
+    def accuracy_by_category(self) -> dict[str, float]:
+        """The same within each category that has a judged picture."""
+        return accuracy_by_category(self.correct, self.categories)
+
+    @property
+    def mean_scores(self) -> dict[str, float]:
+        """Mean of the scores that did not fail, for each reward that has one."""
+        present = {name: [s for s in scores if s is not None] for name, scores in self.scores.items()}
+        return {name: math.fsum(scores) / len(scores) for name, scores in present.items() if scores}
+
+    def headline(self) -> dict[str, Any]:
+        """The figures without the pictures, as JSON can hold them."""
+        return {
+            "update": self.update,
+            "guidance": self.guidance,
+            "pictures": len(self.correct),
+            "judge_failures": self.correct.count(None),
+            "accuracy": self.accuracy,
+            "accuracy_by_category": self.accuracy_by_category,
+            "scores": self.mean_scores,
+            "diversity": self.diversity,
+        }
+
+
+def accuracy(correct: Sequence[bool | None]) -> float:
+    """Share of True among the verdicts that are not None. Raises ValueError when there is none."""
+    judged = [verdict for verdict in correct if verdict is not None]
+    if not judged:
+        raise ValueError("no picture was judged, so there is no accuracy")
+    return sum(judged) / len(judged)
+
+
+def accuracy_by_category(correct: Sequence[bool | None], categories: Sequence[str]) -> dict[str, float]:
+    """Accuracy of each category, in order of first appearance; one without a judged picture is left out."""
+    verdicts = defaultdict(list)
+    for verdict, category in zip(correct, categories, strict=True):
+        if verdict is not None:
+            verdicts[category].append(verdict)
+    return {category: accuracy(of_category) for category, of_category in verdicts.items()}
+
+
+def paired_difference(
+    before: Sequence[float | None], after: Sequence[float | None], clusters: Sequence[Hashable]
+) -> PairedDifference:
+    """Mean of after - before over N pairs, with the standard error of clustered observations.
+
+    With d the differences, m their mean and G clusters (Liang and Zeger 1986, for a mean):
+    SE = sqrt(G / (G - 1) · Σ_g (Σ_{i in g} (d_i - m))²) / N, the usual one when a cluster holds one pair.
+    Pairs with a None are left out. Raises ValueError with fewer than two clusters.
+    """
+    differences = [
+        (float(b) - float(a), cluster)
+        for a, b, cluster in zip(before, after, clusters, strict=True)
+        if a is not None and b is not None
+    ]
+    groups = len({cluster for _, cluster in differences})
+    if groups < 2:
+        raise ValueError(f"a clustered standard error needs two clusters, not {groups}")
+    mean = math.fsum(difference for difference, _ in differences) / len(differences)
+    residuals: dict[Hashable, float] = defaultdict(float)
+    for difference, cluster in differences:
+        residuals[cluster] += difference - mean
+    variance = groups / (groups - 1) * math.fsum(residual**2 for residual in residuals.values())
+    return PairedDifference(mean, math.sqrt(variance) / len(differences), len(differences), groups)
+
+
+def diversity(features_PKd: NDArray[np.floating[Any]]) -> float:
+    """Mean over prompts of the mean cosine distance between two pictures of the prompt; 0 is collapse.
+
+    Features need no unit length. Raises ValueError unless they are (P, K >= 2, d) and not zero.
+    """
+    if features_PKd.ndim != 3 or features_PKd.shape[1] < 2:
+        raise ValueError(f"features must be (prompts, pictures >= 2, d), not {features_PKd.shape}")
+    norms_PK1 = np.linalg.norm(features_PKd, axis=-1, keepdims=True)
+    if not np.all(norms_PK1 > 0):
+        raise ValueError("a feature of length zero has no direction")
+    unit_PKd = features_PKd.astype(np.float64) / norms_PK1
+    pictures = unit_PKd.shape[1]
+    # |Σ_k f_k|² = K + the cosines of all K(K - 1) ordered pairs.
+    squared_sum_P = np.square(unit_PKd.sum(axis=1)).sum(axis=-1)
+    cosine_P = (squared_sum_P - pictures) / (pictures * (pictures - 1))
+    return float(np.mean(1 - cosine_P))

@@ -1,0 +1,101 @@
+"""Named scalars of each update: metrics.jsonl, TensorBoard, and the progress bar a person watches."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl in order; a last line that a killed run left unfinished is ignored."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+class MetricsLog:
+    """Appends one JSON object an update to `run_folder/metrics.jsonl`, and the same scalars to TensorBoard.
+
+    Resuming after `resumed_update` forgets what later updates of the interrupted run had written. Ranks other
+    than 0 may record too: nothing comes of it.
+    """
+
+    def __init__(
+        self, run_folder: Path, *, resumed_update: int = 0, rank: int = 0, tensorboard: bool = True
+    ) -> None:
+        self._file: TextIO | None = None
+        self._writer: SummaryWriter | None = None
+        if rank == 0:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            _forget_after(run_folder / FILE_NAME, resumed_update)
+            self._file = (run_folder / FILE_NAME).open("a", encoding="utf-8")
+            if tensorboard:
+                self._writer = SummaryWriter(run_folder / "tensorboard", purge_step=resumed_update + 1)
+
+    def record(self, update: int, scalars: Mapping[str, float]) -> None:
+        """Write the scalars of one update at once; one that is not finite is written as null."""
+        if self._file:
+            finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+            self._file.write(json.dumps({"update": update, **finite}) + "\n")
+            self._file.flush()
+        if self._writer:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, global_step=update)
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._file:
+            self._file.close()
+        if self._writer:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ProgressBar:
+    """Updates done, time left, reward, last verified accuracy, and the share of time lost to scoring."""
+
+    def __init__(self, updates: int, *, resumed_update: int = 0, stream: TextIO = sys.stderr) -> None:
+        # A log file is no terminal: there a line every ten seconds is enough.
+        interval_s = 0.1 if stream.isatty() else 10.0
+        self._bar = tqdm(
+            total=updates, initial=resumed_update, file=stream, unit="update", mininterval=interval_s
+        )
+        self._shown: dict[str, str] = {}
+
+    def show(self, update: int, scalars: Mapping[str, float]) -> None:
+        """Move to `update`; of the scalars `reward`, `accuracy` and `stall_fraction` are shown when there."""
+        if "reward" in scalars:
+            self._shown["reward"] = f"{scalars['reward']:.3f}"
+        if "accuracy" in scalars:
+            self._shown["verified"] = f"{scalars['accuracy']:.1%}"
+        if "stall_fraction" in scalars:
+            self._shown["stall"] = f"{scalars['stall_fraction']:.0%}"
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(update - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+def _forget_after(path: Path, update: int) -> None:
+    """Rewrite the file without later updates and without an unfinished line, at once or not at all."""
+    kept = [record for record in read_metrics(path) if record["update"] <= update]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,104 @@
+"""From scores to the branches that are learned: combine rewards, integrate along the path, select.
+
+Diffusion-Sharpening (arXiv 2502.12146) takes the branch with the largest summed reward, its equation 8. That is
+the limit of path-integral control (Kappen 2005) at temperature 0: above 0 a branch weighs in proportion to
+exp(return / temperature). Shapes: R rewards, P prompts, K branches of a prompt, T scored steps of a branch.
+A score that failed is NaN on its way through this file and never becomes a number.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a set of branches teaches."""
+
+    returns_PK: Tensor
+    """(P, K) path integrals; NaN for a branch that was dropped."""
+    weights_PK: Tensor
+    """(P, K) weights of the branches; they sum to 1, or to 0 for a dropped prompt."""
+    best_P: Tensor
+    """(P,) index of the winner."""
+    worst_P: Tensor
+    """(P,) index of the loser."""
+    valid_P: Tensor
+    """(P,) bool: the prompt has at least two branches with a return, and they differ."""
+
+    @property
+    def effective_sample_size_P(self) -> Tensor:
+        """(P,) number of branches that the weights amount to: 1 / sum of squares; 0 for a dropped prompt."""
+        squares = (self.weights_PK**2).sum(1)
+        return torch.where(squares > 0, 1 / squares.clamp(min=1e-12), 0.0)
+
+    @property
+    def gap_P(self) -> Tensor:
+        """(P,) return of the winner less that of the loser; 0 for a dropped prompt."""
+        best = self.returns_PK.gather(1, self.best_P[:, None])[:, 0]
+        worst = self.returns_PK.gather(1, self.worst_P[:, None])[:, 0]
+        return torch.where(self.valid_P, best - worst, 0.0)
+
+
+def combine(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Weighted sum over rewards: {reward: (P, K, T)} to (P, K, T). Any failed part makes the sum NaN.
+
+    Raises:
+        ValueError: a weighted reward has no scores, or shapes differ.
+    """
+    missing = sorted(set(weights) - set(scores))
+    if missing:
+        raise ValueError(
+            f"no scores of {', '.join(missing)}; scored were {', '.join(sorted(scores)) or 'none'}"
+        )
+    if len({tuple(scores[name].shape) for name in weights}) != 1:
+        raise ValueError("scores of different rewards must have one shape (P, K, T)")
+    return torch.stack([weight * scores[name] for name, weight in weights.items()]).sum(0)
+
+
+def path_returns(scores_PKT: Tensor, step_weights_T: Tensor | None = None) -> Tensor:
+    """Integrate along the path: (P, K, T) to (P, K); unless told otherwise steps weigh the same (equation 8).
+
+    Raises:
+        ValueError: the scores have another number of axes.
+    """
+    if scores_PKT.ndim != 3:
+        raise ValueError(f"scores have shape (P, K, T), not {tuple(scores_PKT.shape)}")
+    steps = scores_PKT.shape[2]
+    weights_T = torch.full((steps,), 1 / steps) if step_weights_T is None else step_weights_T
+    return (scores_PKT * weights_T).sum(2)
+
+
+def select(
+    returns_PK: Tensor, *, temperature: float, by: str = "reward", generator: torch.Generator | None = None
+) -> Selection:
+    """Choose branches.
+
+    Args:
+        returns_PK: (P, K); NaN drops the branch.
+        temperature: 0 takes the best branch; above 0 weights are proportional to exp(return / temperature).
+        by: `reward`, or `random` for the no-reward control: the same returns, dealt anew among a prompt's
+            branches, so that everything but the cause of the choice stays the same.
+        generator: source of the control's randomness.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, is {temperature}")
+    dealt_PK = _dealt(returns_PK, generator) if by == "random" else returns_PK
+    known_PK = ~dealt_PK.isnan()
+    high_PK = dealt_PK.masked_fill(~known_PK, -torch.inf)
+    low_PK = dealt_PK.masked_fill(~known_PK, torch.inf)
+    best_P, worst_P = high_PK.argmax(1), low_PK.argmin(1)
+    valid_P = (known_PK.sum(1) >= 2) & (high_PK.amax(1) > low_PK.amin(1))
+    if temperature == 0:
+        weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
+    else:
+        weights_PK = torch.softmax(torch.where(valid_P[:, None], high_PK / temperature, 0.0), dim=1)
+    return Selection(dealt_PK, weights_PK * valid_P[:, None], best_P, worst_P, valid_P)
+
+
+def _dealt(returns_PK: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Each prompt's returns shuffled among its branches."""
+    order_PK = torch.rand(returns_PK.shape, generator=generator).argsort(1)
+    return returns_PK.gather(1, order_PK)

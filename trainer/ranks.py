@@ -1,0 +1,65 @@
+"""What ranks do together: average gradients, agree, gather. The identity when there is one rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the ranks of a run; torch's default process group connects them."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files."""
+        return self.rank == 0
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Add up gradients over ranks in one message.
+
+        Losses are sums divided by global counts, so the sum is the gradient of the whole batch, and a rank
+        whose prompts were all dropped takes part with zeros instead of holding up the others.
+        """
+        if self.world_size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
+
+    def total(self, value: float) -> float:
+        """The sum over ranks."""
+        if self.world_size == 1:
+            return value
+        summed = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(summed)
+        return float(summed)
+
+    def agree(self, value: bool) -> bool:
+        """What rank 0 says, on every rank."""
+        return bool(self.total(float(value and self.is_main)))
+
+    def any(self, reason: str | None) -> str | None:
+        """The first reason that a rank gives, on every rank."""
+        return next((given for given in self.gather(reason) if given is not None), None)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered

@@ -1,0 +1,16 @@
+"""The frozen records that pass between the parts of the trainer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompt file; equal texts on two lines are two prompts."""
+
+    index: int
+    """Position in the file, from 0."""
+    text: str
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else the file says about the prompt (further columns or keys)."""

@@ -1,0 +1,241 @@
+"""report.html: one self-contained page of what a run did to its model, drawn from the run folder.
+
+Reads `summary.json`, `metrics.jsonl`, `config.yaml` and, in `report/`:
+  pictures.json   [{"prompt", "category", "before", "after", "correct_before", "correct_after"}]
+  branches.json   [{"prompt", "update", "branches": [{"return", "weight", "role"?, "previews": [...]}]}]
+                  with a preview being {"step", "image", "scores": {reward: score}}
+where "before", "after" and "image" are PNGs, named from `report/`. Whatever is absent is left out.
+Prompts are data: everything is escaped, and the page may load and run nothing.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from trainer.charts import Series, line_chart, running_mean
+from trainer.metrics import FILE_NAME, read_metrics
+
+_LARGEST_SIDE = 256
+"""Pixels; larger pictures are shrunk, so that a page of SDXL pictures can still be mailed."""
+_SMALL_SIDE = 128
+"""Pixels up to which a picture is shown as the pixels it has."""
+
+_TIMES = {
+    "sampling_s": "sampling",
+    "decoding_s": "decoding previews",
+    "reward_stall_s": "waiting for rewards",
+    "learning_s": "learning",
+    "evaluation_s": "evaluation",
+}
+_PANELS = (
+    (
+        "Reward",
+        False,
+        (("reward", "mean of the branches", 1), ("reward_best", "best", 2), ("reward_worst", "worst", 3)),
+    ),
+    ("Verified accuracy", True, (("accuracy", "held-out pictures", 2),)),
+    ("Reward stall", True, (("stall_fraction", "share of the update", 3),)),
+    ("Loss", False, (("loss", "loss", 1),)),
+)
+
+
+class ReportError(RuntimeError):
+    """A run folder that no page can be made of; the message names the file and says what to do."""
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `run_folder/report.html` and return its path. Raises ReportError."""
+    summary = _read_json(run_folder / "summary.json")
+    if not isinstance(summary, dict):
+        raise ReportError(f"{run_folder / 'summary.json'} is missing or no summary; finish the run first")
+    metrics = read_metrics(run_folder / FILE_NAME)
+    config = run_folder / "config.yaml"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["decimal"] = lambda value, digits: f"{value:.{digits}f}".replace("-", "−")
+    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
+    environment.filters["points"] = lambda value: f"{100 * value:+.1f} points".replace("-", "−")
+    page = environment.get_template("report.html.j2").render(
+        summary=summary,
+        subtitle=subtitle(summary),
+        control=summary.get("control"),
+        headline=headline(summary),
+        categories=summary.get("accuracy_by_category", {}),
+        panels=panels(metrics),
+        window=window_of(len(metrics)),
+        more_panels=remaining_panels(metrics),
+        pictures=_read_json(run_folder / "report" / "pictures.json") or [],
+        trees=[with_roles(tree) for tree in _read_json(run_folder / "report" / "branches.json") or []],
+        image=_embedder(run_folder / "report"),
+        times=times(summary),
+        costs=costs(summary),
+        config=config.read_text(encoding="utf-8") if config.exists() else None,
+    )
+    path = run_folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy, reward and diversity before and after, with the control's; the unmeasured is left out."""
+    control: Mapping[str, Any] = summary.get("control") or {}
+    rows = []
+    for name, key, percent in (
+        ("Verified accuracy", "accuracy", True),
+        ("Reward", "reward", False),
+        ("Diversity", "diversity", False),
+    ):
+        before, after = (summary.get(f"{key}_{when}") for when in ("before", "after"))
+        if before is None or after is None:
+            continue
+        control_before, control_after = (control.get(f"{key}_{when}") for when in ("before", "after"))
+        control_change = None
+        if control_before is not None and control_after is not None:
+            control_change = control_after - control_before
+        rows.append(
+            {
+                "name": name,
+                "percent": percent,
+                "before": before,
+                "after": after,
+                "change": after - before,
+                "kept": after / before if key == "diversity" and before else None,
+                "control_change": control_change,
+                "above_control": None if control_change is None else after - before - control_change,
+            }
+        )
+    return rows
+
+
+def subtitle(summary: Mapping[str, Any]) -> str:
+    """The run in a line."""
+    wall_s = summary.get("wall_s")
+    parts = [
+        str(summary.get("method", "")),
+        str(summary.get("model", "")),
+        f"{summary['updates']} updates" if "updates" in summary else "",
+        f"seed {summary['seed']}" if "seed" in summary else "",
+        f"{wall_s / 60:.1f} minutes" if wall_s is not None else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def panels(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """The charts that every run has, as (title, SVG); those without a value are left out."""
+    drawn = []
+    for title, percent, lines in _PANELS:
+        series = [
+            line for key, label, colour in lines for line in _series(metrics, key, label, colour=colour)
+        ]
+        if series:
+            drawn.append((title, line_chart(series, name=title, percent=percent)))
+    return drawn
+
+
+def remaining_panels(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """A chart of every other scalar in the metrics, in the order of first appearance."""
+    shown = {"update", *(key for _, _, lines in _PANELS for key, _, _ in lines)}
+    names = dict.fromkeys(key for record in metrics for key in record if key not in shown)
+    charts = ((name, _series(metrics, name, name, colour=1)) for name in names)
+    return [(name, line_chart(series, name=name)) for name, series in charts if series]
+
+
+def with_roles(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree, each branch with a role: as recorded, else heaviest weight winner and lowest return loser."""
+    branches = tree["branches"]
+    scored = [branch for branch in branches if branch["return"] is not None]
+    recorded = any("role" in branch for branch in branches)
+    winner = max(scored, key=lambda branch: (branch["weight"], branch["return"]), default=None)
+    loser = min(scored, key=lambda branch: branch["return"], default=None)
+
+    def role(branch: Mapping[str, Any]) -> str:
+        if recorded:
+            return str(branch.get("role") or "")
+        return "winner" if branch is winner else "loser" if branch is loser else ""
+
+    return {**tree, "branches": [{**branch, "role": role(branch)} for branch in branches]}
+
+
+def times(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Where the wall-clock time went, as (what, seconds), the rest last; empty when it was not measured."""
+    measured = [(label, float(summary[key])) for key, label in _TIMES.items() if key in summary]
+    rest = float(summary.get("wall_s", 0)) - sum(seconds for _, seconds in measured)
+    return [*measured, ("everything else", rest)] if measured and rest > 0 else measured
+
+
+def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run used, as (what, how much)."""
+    counts = (
+        ("unet_evaluations", "UNet evaluations"),
+        ("reward_calls", "reward calls"),
+        ("images_scored", "images scored"),
+    )
+    rows = [(label, f"{summary[key]:,}".replace(",", "\u202f")) for key, label in counts if key in summary]
+    if summary.get("wall_s") and "images_scored" in summary:
+        rows.append(("images scored per second", f"{summary['images_scored'] / summary['wall_s']:.1f}"))
+    if "stall_fraction" in summary:
+        rows.append(("time waiting for rewards", f"{100 * summary['stall_fraction']:.1f} %"))
+    if "peak_memory_bytes" in summary:
+        rows.append(("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB"))
+    return rows
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], key: str, label: str, *, colour: int) -> list[Series]:
+    """The key's values, faint behind their running mean when there are many."""
+    points = [
+        (float(record["update"]), float(record[key])) for record in metrics if record.get(key) is not None
+    ]
+    window = window_of(len(points))
+    if not points:
+        return []
+    if window == 1:
+        return [Series(label, points, colour)]
+    return [
+        Series("", points, colour, faint=True),
+        Series(label, running_mean(points, window=window), colour),
+    ]
+
+
+def window_of(count: int) -> int:
+    """Updates in a running mean over `count` of them; 1 where there is nothing to smooth."""
+    return count // 15 if count > 30 else 1
+
+
+def _embedder(folder: Path) -> Callable[[str], dict[str, Any]]:
+    """A function from a picture's name to what an <img> needs: its data, and whether to show its pixels."""
+
+    def embed(name: str) -> dict[str, Any]:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise ReportError(f"{name} lies outside {folder}; name pictures from there")
+        try:
+            picture = Image.open(path).convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise ReportError(f"{path} is not a picture ({error}); run the evaluation again") from None
+        small = max(picture.size) <= _SMALL_SIDE
+        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+        encoded = io.BytesIO()
+        picture.save(encoded, format="PNG" if small else "JPEG")
+        kind = "png" if small else "jpeg"
+        data = base64.b64encode(encoded.getvalue()).decode()
+        return {"src": f"data:image/{kind};base64,{data}", "pixelated": small}
+
+    return embed
+
+
+def _read_json(path: Path) -> Any:
+    """What the file holds; None when there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON ({error}); run the evaluation again") from None

@@ -1,0 +1,104 @@
+"""Between branches and rewards: previews go out as they are decoded, scores come back as tensors of the path.
+
+Shapes: P prompts, K branches, T scored steps.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reward_services import Score
+from trainer.branches import Branches
+
+Scores = Mapping[str, Sequence[Score]]
+
+
+class Scoring(Protocol):
+    """Where scores come from, as a rank sees it; the cluster's coordinator stands behind it."""
+
+    def submit(
+        self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
+    ) -> Callable[[], Scores]:
+        """Send (N, H, W, 3) pictures off and return at once; calling the result waits for the scores."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """Counters since the run began: reward_calls, images, cache_hits, retries, failures."""
+        ...
+
+
+class TooManyFailures(RuntimeError):
+    """More scores failed than rewards.failure_budget allows; the message carries the last cause."""
+
+
+@dataclass(slots=True)
+class FailureBudget:
+    """Counts scores and failures of a run and says when there were too many."""
+
+    share: float
+    """Share of the scores that may fail."""
+    stop_at_once: bool = False
+    """Whether the first failure is one too many."""
+    scores: int = 0
+    failures: int = 0
+    cause: str = ""
+    """What the last failure said."""
+
+    def count(self, score: Score) -> float:
+        """The score's value, NaN where it failed."""
+        self.scores += 1
+        if score.error is None and score.value is not None:
+            return score.value
+        self.failures += 1
+        self.cause = str(score.error.detail or score.error.title) if score.error else "no value"
+        return float("nan")
+
+    @property
+    def exhausted(self) -> str | None:
+        """Why the run must stop, or None."""
+        allowed = 0 if self.stop_at_once else max(self.share * self.scores, _ALWAYS_ALLOWED)
+        if self.failures <= allowed:
+            return None
+        return (
+            f"{self.failures} of {self.scores} scores failed, more than rewards.on_failure and rewards.failure_budget "
+            f"allow; the last: {self.cause}. Repair the reward service and run the same command to go on"
+        )
+
+
+_ALWAYS_ALLOWED = 16
+"""Failures that stop no run, so that one in the first batch is no large share."""
+
+
+def submit_previews(
+    scoring: Scoring, branches: Branches, rewards: Sequence[str], budget: FailureBudget
+) -> Callable[[], dict[str, Tensor]]:
+    """Send the previews of branches to be scored.
+
+    Returns:
+        A function that waits and returns {reward: (P, K, T) scores}, NaN where a score failed; `budget` counts them.
+    """
+    steps = sorted(branches.previews)
+    pictures = np.stack([branches.previews[step] for step in steps], axis=2)
+    count, width = pictures.shape[:2]
+    texts = [prompt.text for prompt in branches.prompts for _ in range(width * len(steps))]
+    pending = scoring.submit(pictures.reshape(-1, *pictures.shape[3:]), texts, rewards)
+
+    def wait() -> dict[str, Tensor]:
+        return {
+            name: torch.tensor([budget.count(score) for score in scores]).reshape(count, width, len(steps))
+            for name, scores in pending().items()
+        }
+
+    return wait
+
+
+def drop_prompts(scores_PKT: Tensor) -> Tensor:
+    """Make every score of a prompt NaN where one of them is."""
+    failed_P = scores_PKT.isnan().flatten(1).any(1)
+    return scores_PKT.masked_fill(failed_P[:, None, None], torch.nan)
+
