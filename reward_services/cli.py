@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rewards", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="serve the rewards of a configuration until Ctrl-C")
+    serve = commands.add_parser("serve", help="serve the rewards of a configuration")
     serve.add_argument("config", type=Path, metavar="CONFIG", help="such as deploy/rewards.yaml")
-    serve.add_argument("--address", help="a running Ray cluster; without it one is started here")
+    serve.add_argument("--address", help="a running Ray cluster (or RAY_ADDRESS); else one is started here")
     serve.add_argument("--timeout", type=float, default=120.0, metavar="S", help="longest start (120)")
     serve.set_defaults(command=_serve)
 
@@ -55,16 +56,19 @@ def _serve(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     from reward_services import deployments
 
-    with deployments.cluster(options.address):
+    address = options.address or os.environ.get("RAY_ADDRESS")
+    with deployments.cluster(address):
         deployments.deploy(config, timeout_s=options.timeout)
         where = f" at http://{config.http.host}:{config.http.port}" if config.http else ""
-        print(f"serving {', '.join(config.rewards)}{where}; Ctrl-C stops", flush=True)
-        while True:
+        end = "they stay on the cluster" if address else "Ctrl-C stops them"
+        print(f"serving {', '.join(config.rewards)}{where}; {end}", flush=True)
+        while not address:
             time.sleep(3600)
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:
-    with RewardClient(options.url) as client:
+    with RewardClient(options.url, retries=1) as client:
         for info in client.describe():
             lowest, highest = ("" if bound is None else f"{bound:g}" for bound in info.range)
             state = "ready" if info.ready else "not ready"
@@ -73,7 +77,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    with RewardClient(options.url) as client:
+    with RewardClient(options.url, retries=1) as client:
         names = options.reward or [info.id for info in client.describe()]
         scores = client.score([options.image], [options.prompt], rewards=names, deadline_s=options.timeout)
     for name in names:

@@ -8,6 +8,7 @@ coordinator, in the cluster ─┘   one ray.put a call   └──▶ ...      
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from reward_services.app import create_app
 from reward_services.config import Batch, Http, Reward, ServicesConfig
-from reward_services.diagnosis import cause_of, first_line, is_hopeless
+from reward_services.diagnosis import failure_among, first_line
 from reward_services.errors import (
     ConfigInvalid,
     DeadlineExceeded,
@@ -33,6 +34,8 @@ from reward_services.errors import (
     RewardError,
     RewardNotReady,
 )
+from reward_services.fingerprint import fingerprint
+from reward_services.images import packed
 from reward_services.pipeline import Call, Pipeline
 from reward_services.rewards import check_batch, check_known
 from reward_services.schema import Limits, RewardInfo, Score
@@ -40,7 +43,7 @@ from reward_services.scorers import SCORERS
 
 APPLICATION = "rewards"
 
-_INGRESS = "ingress"
+_INGRESS = "_ingress"  # no reward can have this name
 _FRESH_S, _DESCRIBE_TIMEOUT_S = 5.0, 2.0
 _POLL_S = 0.2
 
@@ -72,16 +75,7 @@ class RewardReplica:
 
     async def describe(self) -> RewardInfo:
         """What is served here."""
-        return RewardInfo(
-            id=self._name,
-            revision=self._scorer.revision,
-            range=self._scorer.score_range,
-            higher_is_better=self._scorer.higher_is_better,
-            deterministic=self._scorer.deterministic,
-            modality=self._scorer.modality,
-            max_items=self._batch.max_images,
-            ready=True,
-        )
+        return self._scorer.describe(self._name, max_items=self._batch.max_images)
 
     async def score(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
@@ -101,11 +95,16 @@ class RewardReplica:
 class Ingress:
     """The HTTP application in a replica: it decodes, and passes arrays on to the rewards' handles."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]], limits: Limits) -> None:
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]], limits: Limits, made_of: str) -> None:
         self._app = create_app(ServeRewards(handles), limits=limits)
+        self._made_of = made_of
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._app
+
+    async def made_of(self) -> str:
+        """The fingerprint of the configuration that is served."""
+        return self._made_of
 
 
 class ServeRewards:
@@ -140,7 +139,7 @@ class ServeRewards:
         check_known(rewards, self._handles)
         if not prompts:
             return {name: [] for name in rewards}
-        reference = ray.put(_packed(images))
+        reference = ray.put(packed(images))
         scores = await asyncio.gather(
             *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
         )
@@ -165,22 +164,24 @@ class ServeRewards:
         return scores
 
 
-def _packed(images: Sequence[NDArray[np.uint8]]) -> Any:
-    """One array where all images have one shape: a single buffer travels faster than many."""
-    same = len({(image.shape, image.dtype) for image in images}) == 1
-    return np.stack(images) if same else list(images)
-
-
 async def _answer(name: str, response: Any, deadline_s: float) -> Any:
     """Await a handle's answer; handles have no deadline of their own and would wait for ever."""
     try:
         async with asyncio.timeout(deadline_s):
-            return await response
+            return await _awaited(response)
     except (RayError, RayServeException) as error:
         raise _reward_error(name, error) from error
     except TimeoutError as error:
-        response.cancel()
         raise DeadlineExceeded(f"{name} did not answer within {deadline_s:g} s") from error
+
+
+async def _awaited(response: Any) -> Any:
+    """Await, and on giving up tell the replica, which then does not score for nobody."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def _reward_error(name: str, error: Exception) -> RewardError:
@@ -206,7 +207,7 @@ def build(config: ServicesConfig) -> serve.Application:
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": http.num_cpus},
     )
-    return ingress(Ingress).bind(rewards, config.limits)
+    return ingress(Ingress).bind(rewards, config.limits, fingerprint(config))
 
 
 def _deployment(name: str, reward: Reward) -> serve.Application:
@@ -233,18 +234,19 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
 def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
     """Serve the rewards on the connected Ray cluster and wait until every one has scored its golden sample.
 
+    The same rewards, if they run already, are left alone; other ones are replaced.
+
     Raises:
         ConfigInvalid: the HTTP port is taken.
         RewardNotReady: a reward did not come up within `timeout_s` seconds; one line with cause and remedy.
     """
     before = serve.status()
-    if config.http is None:
-        serve.start(proxy_location="Disabled")
-    else:
-        if not before.proxies:
-            config.http.check_port()
-        options = config.http.model_dump(include={"host", "port", "request_timeout_s"})
-        serve.start(proxy_location="HeadOnly", http_options=options)
+    if _runs_already(config, before.applications.get(APPLICATION)):
+        return
+    if config.http is not None and not before.proxies:
+        config.http.check_port()
+    options = config.http and config.http.model_dump(include={"host", "port", "request_timeout_s"})
+    serve.start(proxy_location="HeadOnly" if options else "Disabled", http_options=options)
     target = serve.RunTarget(build(config), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     try:
@@ -257,10 +259,15 @@ def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """A connection to a running Ray cluster; without an address, to one that lives as long as the context."""
+    """A connection to a running Ray cluster; without an address, to one that lives as long as the context.
+
+    Ray is quiet within: its logs hold what its processes say, and would bury the one line that matters here.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    dashboard = None if address else False
     try:
-        ray.init(address=address, namespace=APPLICATION, include_dashboard=None if address else False)
-    except (ConnectionError, RayError) as error:
+        ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RayError) as error:
         raise ConfigInvalid(f"cannot connect to Ray at {address}: {first_line(str(error))}") from error
     try:
         yield
@@ -277,17 +284,24 @@ def connect() -> ServeRewards:
     return ServeRewards({name: serve.get_deployment_handle(name, APPLICATION) for name in names})
 
 
+def _runs_already(config: ServicesConfig, application: Any) -> bool:
+    if application is None or application.status != "RUNNING":
+        return False
+    try:
+        made_of = serve.get_deployment_handle(_INGRESS, APPLICATION).made_of.remote()
+        return bool(made_of.result(timeout_s=_DESCRIBE_TIMEOUT_S) == fingerprint(config))
+    except (RayError, RayServeException, TimeoutError):
+        return False
+
+
 def _wait_until_ready(timeout_s: float) -> None:
     ends = time.monotonic() + timeout_s
-    while True:
-        application = serve.status().applications.get(APPLICATION)
-        if application is not None and application.status == "RUNNING":
-            return
-        late = time.monotonic() > ends
-        for name, deployment in (application.deployments if application else {}).items():
-            failed = deployment.status == "DEPLOY_FAILED" or is_hopeless(deployment.message)
-            if failed or (late and deployment.status != "HEALTHY"):
-                raise RewardNotReady(f"reward {name} never became ready: {cause_of(deployment.message)}")
-        if late:
-            raise RewardNotReady(f"the rewards never became ready within {timeout_s:g} s; see Ray's logs")
+    while (application := serve.status().applications[APPLICATION]).status != "RUNNING":
+        states = {
+            name: (deployment.status.value, deployment.message)
+            for name, deployment in application.deployments.items()
+        }
+        failure = failure_among(states, is_late=time.monotonic() > ends)
+        if failure is not None:
+            raise RewardNotReady(failure)
         time.sleep(_POLL_S)

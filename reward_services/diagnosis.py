@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+): (.+)$", flags=re.MULTILINE)
 
 
-def is_hopeless(message: str) -> bool:
-    """Whether a replica refused its configuration: starting it again will not help."""
-    return "ConfigInvalid: " in message
+def failure_among(states: Mapping[str, tuple[str, str]], *, is_late: bool) -> str | None:
+    """Which deployment has failed, and why; None while there is hope.
+
+    Args:
+        states: status and message of each deployment, as Serve reports them.
+        is_late: whether those that are not healthy have had their time.
+    """
+    for name, (status, message) in states.items():
+        # A replica that refused its configuration would refuse it again, though Serve tries.
+        failed = status == "DEPLOY_FAILED" or "ConfigInvalid: " in message
+        if failed or (is_late and status != "HEALTHY"):
+            return f"reward {name} never became ready: {cause_of(message)}"
+    return "the rewards never became ready; see the logs of Ray Serve" if is_late else None
 
 
 def cause_of(message: str) -> str:

@@ -26,7 +26,7 @@ class Branches:
     states: Tensor
     """(T + 1, P, K, C, h, w): the state before each step, and the finished latents last."""
     previews: dict[int, NDArray[np.uint8]]
-    """Scored step to the (P, K, H, W, 3) pictures of its x0 estimate; the last step's are the finished ones."""
+    """Scored step to the (P, K, H, W, 3) pictures of its x0 estimate; the last are finished."""
     unet_evaluations: int
 
     @property
@@ -49,7 +49,7 @@ def step_noise(shape: tuple[int, int, int], *, branches: int, steps: int, seeds:
 
 
 @torch.no_grad()
-def grow(
+def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
     policy: Policy,
     schedule: Schedule,
     prompts: Sequence[Prompt],

@@ -9,10 +9,9 @@ coordinator restarts by itself; requests that were under way are sent again and,
 
 import contextlib
 import os
-import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,17 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
-from reward_services import AsyncRewardClient, RewardError, Rewards, Score
+from reward_services import AsyncRewardClient, Rewards, Score
 from reward_services.config import load_config as load_services
 from reward_services.deployments import connect, deploy
+from trainer import loop
 from trainer.config import TrainConfig
-from trainer.coordinator import Coordinator
+from trainer.coordinator import Coordinator, Pace
 from trainer.ranks import Ranks
 
 NAMESPACE = "diffusion-sharpening"
-_COORDINATOR = "coordinator"
-_POLL_S = 0.5
 
 
 class RunFailed(RuntimeError):
@@ -44,7 +41,8 @@ class RunFailed(RuntimeError):
 class CoordinatorScoring:
     """`Scoring` through the coordinator actor."""
 
-    coordinator: ActorHandle
+    coordinator: Any
+    """Handle of the actor."""
 
     def submit(
         self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
@@ -65,40 +63,79 @@ class CoordinatorScoring:
 
 
 @contextlib.contextmanager
-def scoring_service(config: TrainConfig, address: str | None) -> Iterator[CoordinatorScoring]:
-    """A connection to a Ray cluster with reward services and a coordinator on it.
+def scoring_on_ray(config: TrainConfig, address: str | None) -> Iterator[CoordinatorScoring]:
+    """A Ray cluster with reward services and a coordinator before them, for as long as this context lasts.
 
     Args:
-        config: which rewards; `rewards.services` are deployed, `rewards.url` are reached over HTTP.
-        address: a running cluster, or None for one that lives as long as this context.
+        config: which rewards: `rewards.services` are deployed, `rewards.url` are reached over HTTP.
+        address: a running cluster, or None to start one on this machine.
 
     Raises:
         RewardError: the rewards' configuration cannot be used, or one never became ready.
         RunFailed: the cluster cannot be reached.
     """
-    connect_to_ray(address)
+    _connect(address)
     try:
-        yield CoordinatorScoring(start_coordinator(config))
+        yield CoordinatorScoring(_start_coordinator(config))
     finally:
         ray.shutdown()
 
 
-def connect_to_ray(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine with a CPU for each rank at least."""
-    quiet = {"log_to_driver": False, "namespace": NAMESPACE, "configure_logging": True, "logging_level": "ERROR"}
+def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
+    """Run the loop on every rank by Ray Train and wait for the end, which may be a stop that was asked for.
+
+    Raises:
+        RunFailed: ranks died more often than `ranks.max_failures`.
+    """
+    ranks = config.ranks
+    trainer = ray.train.torch.TorchTrainer(
+        _rank_main,
+        train_loop_config={"config": config.model_dump(mode="json"), "scoring": scoring},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=ranks.workers,
+            use_gpu=ranks.gpus_per_worker > 0,
+            resources_per_worker={"CPU": ranks.cpus_per_worker, "GPU": ranks.gpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{config.run_folder.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(config.run_folder / "ray_train"),
+            failure_config=ray.train.FailureConfig(max_failures=ranks.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (ray.train.TrainingFailedError, RayError) as error:
+        raise RunFailed(f"the ranks failed: {_last_line(error)}") from error
+
+
+def _rank_main(payload: Mapping[str, Any]) -> None:
+    config = TrainConfig.model_validate(payload["config"])
+    torch.set_num_threads(config.ranks.torch_threads)
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    loop.run(config, scoring=payload["scoring"], ranks=ranks, device=ray.train.torch.get_device())
+
+
+def _connect(address: str | None) -> None:
     try:
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
         else:
-            ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                num_cpus=max(2, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     except (ConnectionError, RayError, RuntimeError) as error:
-        raise RunFailed(f"cannot reach a Ray cluster at {address or 'this machine'}: {_line(error)}") from error
+        raise RunFailed(f"cannot use a Ray cluster at {address or 'this machine'}: {_last_line(error)}") from error
 
 
-def start_coordinator(config: TrainConfig) -> ActorHandle:
-    """Deploy or find the rewards, and put a coordinator before them."""
-    rewards: Rewards
+def _start_coordinator(config: TrainConfig) -> Any:
     options = config.rewards
+    rewards: Rewards
     if options.services is not None:
         deploy(load_services(options.services), timeout_s=options.ready_timeout_s)
         rewards = connect()
@@ -111,41 +148,6 @@ def start_coordinator(config: TrainConfig) -> ActorHandle:
     return actor.remote(rewards, names=names, pace=Pace(deadline_s=options.deadline_s))
 
 
-def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
-    """Run the loop on every rank by Ray Train and wait for the end.
-
-    Raises:
-        RunFailed: the ranks failed more often than `ranks.max_failures`, or with an error of their own.
-    """
-    ranks = config.ranks
-    trainer = ray.train.torch.TorchTrainer(
-        _rank_main,
-        train_loop_config={"config": config.model_dump(mode="json"), "scoring": scoring},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=ranks.workers,
-            use_gpu=ranks.gpus_per_worker > 0,
-            resources_per_worker={"CPU": ranks.cpus_per_worker, "GPU": ranks.gpus_per_worker},
-        ),
-        run_config=ray.train.RunConfig(
-            name=config.run_folder.name,
-            storage_path=str(config.run_folder.parent / ".ray_train"),
-            failure_config=ray.train.FailureConfig(max_failures=ranks.max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RunFailed(f"the run failed: {_line(error)}") from error
-
-
-def _rank_main(payload: Mapping[str, Any]) -> None:
-    config = TrainConfig.model_validate(payload["config"])
-    context = ray.train.get_context()
-    torch.set_num_threads(config.ranks.torch_threads)
-    ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    loop.run(config, scoring=payload["scoring"], ranks=ranks, device=ray.train.torch.get_device())
-
-
-def _line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

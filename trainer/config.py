@@ -200,6 +200,25 @@ class EvaluationConfig(Section):
     """CLIP folder or hub id whose image features measure diversity; null measures none."""
 
 
+class ControlConfig(Section):
+    """The figures of the no-reward control (selection.by=random), measured when a configuration was chosen."""
+
+    accuracy_before: Share
+    """Share of held-out pictures that were right before."""
+    accuracy_after: Share
+    """The same after training with winners drawn at random."""
+    reward_before: float
+    """Mean training reward of held-out pictures before."""
+    reward_after: float
+    """The same after."""
+    date: str
+    """When it was measured."""
+    command: str
+    """What measured it."""
+    note: str = ""
+    """Standard errors, seeds, anything a reader must know."""
+
+
 class TrainConfig(Section):
     """A whole run."""
 
@@ -233,6 +252,8 @@ class TrainConfig(Section):
     """Saving and resuming."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measuring what was gained."""
+    control: ControlConfig | None = None
+    """What this configuration's no-reward control gave; shown beside the run's own figures."""
     trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
     """Where metrics go besides metrics.jsonl."""
 

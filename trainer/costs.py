@@ -56,8 +56,8 @@ class Costs:
         """Counts summed over ranks, times averaged: ranks spend them side by side."""
         total = Costs()
         for field in fields(cls):
-            values = [getattr(cost, field.name) for cost in costs]
-            setattr(total, field.name, sum(values) / (len(values) if field.name.endswith("_s") else 1))
+            spent = sum(getattr(cost, field.name) for cost in costs)
+            setattr(total, field.name, spent / len(costs) if field.name.endswith("_s") else spent)
         return total
 
 

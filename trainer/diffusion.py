@@ -30,7 +30,14 @@ class Schedule:
     def spaced(
         cls, alphas_cumprod: Tensor, steps: int, prediction_type: PredictionType, *, final_alpha_bar: float
     ) -> Self:
-        """Trailing spacing: the first step starts at the last training timestep (arXiv 2305.08891, table 2)."""
+        """Trailing spacing: the first step starts at the last training timestep (arXiv 2305.08891, table 2).
+
+        A step ends where the next begins. diffusers' DDIMScheduler does the same when `steps` divides the number of
+        training timesteps, and is one timestep off here and there when it does not.
+
+        Raises:
+            ValueError: more steps than the model was trained on, or none.
+        """
         trained = len(alphas_cumprod)
         if not 1 <= steps <= trained:
             raise ValueError(f"sampling.steps is {steps}; this model was trained on 1 to {trained} steps")
@@ -72,7 +79,7 @@ def clean_and_noise(
 def target_output(
     sample: Tensor, clean: Tensor, alpha_bar: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """(N, ...): what the model should have said at `sample` for the trajectory to end in `clean`, (N, ...) too."""
+    """(N, ...): what the model should have said at `sample` for its trajectory to end in `clean`."""
     signal, noise = _root(alpha_bar, sample), _root(1 - alpha_bar, sample)
     eps = (sample - signal * clean) / noise
     return signal * eps - noise * clean if prediction_type == "v_prediction" else eps

@@ -1,4 +1,4 @@
-"""Image features for an evaluation's diversity figure. The only file of the trainer that knows transformers."""
+"""Image features for an evaluation's diversity figure."""
 
 from collections.abc import Sequence
 

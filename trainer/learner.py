@@ -4,6 +4,7 @@ Only chosen branches are evaluated again: what the others would add to the gradi
 constants: no gradient flows through the chain of steps. Shapes: B branches, S replayed states of each, N = B * S.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,14 @@ class Learner:
         taken = [self._step(lessons, prompts, generator) for _ in range(self._config.optimizer.steps_per_update)]
         return {name: sum(step[name] for step in taken) / len(taken) for name in taken[0]}
 
-    def swap_average(self) -> None:
-        """Exchange weights and averaged weights: once before evaluating or saving, once after."""
-        for parameter, average in zip(self._policy.parameters, self._average, strict=bool(self._average)):
-            parameter.data, average.data = average.data, parameter.data
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the policy has the averaged weights, if weights are averaged."""
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the pre-trained weights: parameters, moments, averages."""
@@ -173,6 +178,10 @@ class Learner:
         first, last = self._config.loss.first_step, self._config.sampling.steps
         order = torch.rand(branches, last - first, generator=generator).argsort(1)
         return first + order[:, : self._config.loss.states_per_branch]
+
+    def _swap_average(self) -> None:
+        for parameter, average in zip(self._policy.parameters, self._average, strict=bool(self._average)):
+            parameter.data, average.data = average.data, parameter.data
 
     def _learning_rate(self) -> float:
         options = self._config.optimizer

@@ -10,80 +10,42 @@ share of the prompts. Ranks meet where gradients are summed, where they agree to
 """
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
 from trainer.branches import Branches, grow, step_noise
-from trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
-from trainer.costs import Costs, peak_memory_bytes
-from trainer.held_out import Evaluated, HeldOut
-from trainer.learner import Learner, Lesson
+from trainer.learner import Lesson
 from trainer.metrics import MetricsLog
 from trainer.path_integral import Selection, combine, path_returns, select
-from trainer.policy import Policy
-from trainer.prompts import PromptStream, read_prompts
 from trainer.ranks import Ranks
 from trainer.records import Prompt
-from trainer.run_folder import RunFolder
-from trainer.scoring import FailureBudget, Scoring, TooManyFailures, drop_prompts, submit_previews
-
-_STRIDE = 1_000_003
-"""Seeds of two runs do not overlap below so many prompts."""
+from trainer.run import Run, start
+from trainer.scoring import Scoring, TooManyFailures, drop_prompts, submit_previews
+from trainer.summary import finish
 
 
-@dataclass(slots=True)
-class Run:
-    """A run under way on one rank: what the loop moves forward and a checkpoint keeps."""
-
-    config: TrainConfig
-    policy: Policy
-    learner: Learner
-    stream: PromptStream
-    scoring: Scoring
-    ranks: Ranks
-    folder: RunFolder
-    budget: FailureBudget
-    costs: Costs = field(default_factory=Costs)
-    update: int = 0
-    evaluated: Evaluated | None = None
-    """The newest evaluation."""
-
-    def seed(self, place: int) -> int:
-        """The seed of a prompt by its place in this update, the same on any number of ranks."""
-        return _STRIDE * (self.config.seed + 1) + self.update * self.config.branching.prompts_per_update + place
+def run(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.device) -> bool:
+    """All that one rank does, from loading the model to saving it; returns whether the run is finished."""
+    current = start(config, scoring=scoring, ranks=ranks, device=device)
+    try:
+        finished = train(current)
+    except TooManyFailures as error:
+        current.checkpoint()
+        current.folder.give_up(str(error))
+        return False
+    if finished:
+        finish(current)
+    return finished
 
 
-def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.device) -> Run:
-    """Load model and prompts, and continue from the run folder's newest checkpoint if there is one."""
-    torch.manual_seed(config.seed)
-    policy = Policy.load(config.model, device)
-    stream = PromptStream(
-        read_prompts(config.prompts.train), seed=config.seed, rank=ranks.rank, world_size=ranks.world_size
-    )
-    learner = Learner(policy, config, ranks)
-    budget = FailureBudget(config.rewards.failure_budget, stop_at_once=config.rewards.on_failure == "stop")
-    run = Run(config, policy, learner, stream, scoring, ranks, RunFolder(config.run_folder), budget)
-    newest = latest_checkpoint(config.run_folder)
-    if newest is not None:
-        saved = load_checkpoint(newest)
-        learner.load_state_dict(dict(saved.tensors["learner"]))
-        stream.load_state_dict(saved.state["stream"])
-        run.update = saved.update
-        if ranks.is_main:
-            run.costs = Costs(**saved.state["costs"])
-    return run
-
-
-def train(run: Run, held_out: HeldOut | None) -> bool:
+def train(run: Run) -> bool:
     """Make updates until the last one or until somebody asks to stop; returns whether the run is finished."""
     config, ranks = run.config, run.ranks
-    if held_out and run.update == 0:
-        evaluate(run, held_out, "before")
+    if run.update == 0:
+        run.evaluate("before")
     with MetricsLog(run.folder.path, resumed_update=run.update, rank=ranks.rank) as log:
         while run.update < config.updates and not ranks.agree(run.folder.stop_requested):
             before = copy.copy(run.costs)
@@ -91,17 +53,18 @@ def train(run: Run, held_out: HeldOut | None) -> bool:
             with run.costs.timed("learning_s"):
                 learned = run.learner.learn([lesson for lesson, _ in lessons], run.seed(0))
             run.update += 1
-            log.record(run.update, {**describe(run, lessons, before), **learned})
+            log.record(run.update, {**run.describe(lessons, before), **learned})
             if ranks.is_main and run.update in (1, config.updates):
                 run.folder.save_trees(run.update, *lessons[0])
+            if config.evaluation.every_updates and run.update % config.evaluation.every_updates == 0:
+                run.evaluate(f"update-{run.update:06d}")
             if run.update % config.checkpoint.every_updates == 0 or run.update == config.updates:
-                checkpoint(run)
-    finished = run.update == config.updates
-    if not finished:
-        checkpoint(run)
-    elif held_out:
-        evaluate(run, held_out, "after")
-    return finished
+                run.checkpoint()
+    if run.update < config.updates:
+        run.checkpoint()
+        return False
+    run.evaluate("after")
+    return True
 
 
 def sample(run: Run) -> list[tuple[Lesson, dict[str, Tensor]]]:
@@ -152,48 +115,3 @@ def choose(config: TrainConfig, scores: Mapping[str, Tensor], seeds: Sequence[in
     generator = torch.Generator().manual_seed(seeds[0])
     options = config.selection
     return select(path_returns(combined), temperature=options.temperature, by=options.by, generator=generator)
-
-
-def evaluate(run: Run, held_out: HeldOut, name: str) -> None:
-    """Judge held-out pictures drawn with the averaged weights, and keep them in the run folder."""
-    with run.costs.timed("evaluation_s"):
-        run.learner.swap_average()
-        run.evaluated = held_out.evaluate(run.policy, run.update)
-        run.learner.swap_average()
-    if run.ranks.is_main:
-        run.folder.save_evaluation(name, run.evaluated)
-
-
-def checkpoint(run: Run) -> None:
-    """Keep everything that the unbroken run would go on with."""
-    costs = Costs.of_ranks(run.ranks.gather(run.costs))
-    if run.ranks.is_main:
-        state = {"stream": run.stream.state_dict(), "costs": asdict(costs)}
-        saved = Checkpoint(run.update, {"learner": run.learner.state_dict()}, state)
-        save_checkpoint(run.folder.path, saved, keep=run.config.checkpoint.keep)
-
-
-def describe(run: Run, lessons: Sequence[tuple[Lesson, dict[str, Tensor]]], before: Costs) -> dict[str, float]:
-    """The scalars of one update, over all ranks."""
-    spent = run.costs.since(before)
-    returns_PK = torch.cat([lesson.selection.returns_PK for lesson, _ in lessons])
-    selections = [lesson.selection for lesson, _ in lessons]
-    mine = {
-        "reward": returns_PK.nanmean(),
-        "reward_best": _nanmean(returns_PK.nan_to_num(-torch.inf).amax(1)),
-        "reward_worst": _nanmean(returns_PK.nan_to_num(torch.inf).amin(1)),
-        "effective_sample_size": torch.cat([chosen.effective_sample_size_P for chosen in selections]).mean(),
-        "prompts_dropped": torch.cat([~chosen.valid_P for chosen in selections]).float().mean(),
-        **{f"score/{name}": _nanmean(torch.cat([scores[name] for _, scores in lessons])) for name in lessons[0][1]},
-    }
-    return {
-        **{name: run.ranks.total(float(value)) / run.ranks.world_size for name, value in mine.items()},
-        "stall_fraction": spent.stall_fraction,
-        "sampling_s": spent.sampling_s,
-        "reward_stall_s": spent.reward_stall_s,
-        "learning_s": spent.learning_s,
-    }
-
-
-def _nanmean(values: Tensor) -> Tensor:
-    return values[values.isfinite()].mean()

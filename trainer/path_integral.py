@@ -1,7 +1,7 @@
 """From scores to the branches that are learned: combine rewards, integrate along the path, select.
 
-Diffusion-Sharpening (arXiv 2502.12146) takes the branch with the largest summed reward, its equation 8. That is
-the limit of path-integral control (Kappen 2005) at temperature 0: above 0 a branch weighs in proportion to
+Diffusion-Sharpening (arXiv 2502.12146) takes the branch with the largest summed reward, its equation 8. That
+is the limit of path-integral control (Kappen 2005) at temperature 0: above 0 a branch weighs in proportion to
 exp(return / temperature). Shapes: R rewards, P prompts, K branches of a prompt, T scored steps of a branch.
 A score that failed is NaN on its way through this file and never becomes a number.
 """
@@ -82,9 +82,14 @@ def select(
         by: `reward`, or `random` for the no-reward control: the same returns, dealt anew among a prompt's
             branches, so that everything but the cause of the choice stays the same.
         generator: source of the control's randomness.
+
+    Raises:
+        ValueError: a negative temperature, or another way to choose.
     """
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, is {temperature}")
+    if by not in ("reward", "random"):
+        raise ValueError(f"by is {by!r}; use reward or random")
     dealt_PK = _dealt(returns_PK, generator) if by == "random" else returns_PK
     known_PK = ~dealt_PK.isnan()
     high_PK = dealt_PK.masked_fill(~known_PK, -torch.inf)
@@ -94,7 +99,8 @@ def select(
     if temperature == 0:
         weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
     else:
-        weights_PK = torch.softmax(torch.where(valid_P[:, None], high_PK / temperature, 0.0), dim=1)
+        relative_PK = high_PK - high_PK.amax(1, keepdim=True)
+        weights_PK = torch.softmax(torch.where(valid_P[:, None], relative_PK / temperature, 0.0), dim=1)
     return Selection(dealt_PK, weights_PK * valid_P[:, None], best_P, worst_P, valid_P)
 
 

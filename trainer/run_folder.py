@@ -39,8 +39,24 @@ class RunFolder:
         self._stop.touch()
 
     def forget_stop(self) -> None:
-        """Let a new run go on."""
+        """Forget an earlier request to stop and an earlier failure: the run goes on."""
         self._stop.unlink(missing_ok=True)
+        (self.path / "failure").unlink(missing_ok=True)
+
+    def give_up(self, reason: str) -> None:
+        """Leave word of why the run could not go on."""
+        (self.path / "failure").write_text(reason, encoding="utf-8")
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run could not go on, or None."""
+        path = self.path / "failure"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has made its last update and written its summary."""
+        return (self.path / "summary.json").exists()
 
     def save_evaluation(self, name: str, evaluated: Evaluated) -> None:
         """Keep the verdicts, and the first pictures of different prompts for the report."""

@@ -7,6 +7,7 @@ training captions are seen; held-out combinations of colour and shape are never 
 import argparse
 import copy
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +58,16 @@ def new_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusio
 
 
 @torch.no_grad()
-def draw_latents(vae: AutoencoderKL, rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
+def draw_latents(
+    vae: AutoencoderKL, rng: np.random.Generator, count: int, *, clean: bool
+) -> tuple[Tensor, list[str]]:
     """Pictures under web captions, encoded: (N, 8, 8, 8) scaled latents and the captions."""
     latents: list[Tensor] = []
     captions: list[str] = []
     while len(captions) < count:
         scenes = [random_scene(rng) for _ in range(256)]
-        images = np.stack([render(mislabelled(scene, rng), rng) for scene in scenes])
+        shown = scenes if clean else [mislabelled(scene, rng) for scene in scenes]
+        images = np.stack([render(scene, rng) for scene in shown])
         latents.append(vae.encode(pixels(images)).latent_dist.mean * vae.config.scaling_factor)
         captions += [scene.text for scene in scenes]
     return torch.cat(latents), captions
@@ -89,28 +93,45 @@ class TextConditioned(nn.Module):
         return prediction
 
 
-def train(rank: int, folder: Path, seconds: float, seed: int, pictures: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stretch of training: the model first learns from right captions, then from those of the web."""
+
+    seconds: float
+    learning_rate: float
+    clean: bool
+    resume: bool
+    pictures: int
+    seed: int
+
+
+def train(rank: int, folder: Path, stage: Stage) -> None:
     """One of the two processes; gradients are averaged, rank 0 keeps the EMA and saves every few minutes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29555", rank=rank, world_size=WORKERS)
-    torch.manual_seed(seed)
+    torch.manual_seed(stage.seed)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    pipeline = new_pipeline(AutoencoderKL.from_pretrained(folder / "vae"), tokenizer)
-    latents, captions = draw_latents(pipeline.vae, np.random.default_rng(seed + rank), pictures // WORKERS)
+    if stage.resume:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+        pipeline.unet.train()
+    else:
+        pipeline = new_pipeline(AutoencoderKL.from_pretrained(folder / "vae"), tokenizer)
+    rng = np.random.default_rng(stage.seed + rank)
+    latents, captions = draw_latents(pipeline.vae, rng, stage.pictures // WORKERS, clean=stage.clean)
     ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
     empty = tokenizer([""], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids[0]
     model = TextConditioned(pipeline)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    generator = torch.Generator().manual_seed(seed + 100 * rank)
+    generator = torch.Generator().manual_seed(stage.seed + 100 * rank)
     dist.barrier()
     start, iteration, saved, running = time.time(), 0, time.time(), 0.0
-    while (progress := _agree((time.time() - start) / seconds)) < 1:
+    while (progress := _agree((time.time() - start) / stage.seconds)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = (
-                1.5e-3
+                stage.learning_rate
                 * min(1.0, (iteration + 1) / 200)
                 * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
             )
@@ -149,10 +170,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="pipeline folder that holds a trained vae/")
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--clean", action="store_true", help="right captions instead of those of the web")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in the folder")
     parser.add_argument("--pictures", type=int, default=80_000)
     arguments = parser.parse_args()
-    write_tokenizer(arguments.folder / "tokenizer")
-    mp.spawn(train, (arguments.folder, arguments.seconds, arguments.seed, arguments.pictures), nprocs=WORKERS)
+    if not arguments.resume:
+        write_tokenizer(arguments.folder / "tokenizer")
+    stage = Stage(
+        arguments.seconds, arguments.learning_rate, arguments.clean, arguments.resume, arguments.pictures, arguments.seed
+    )
+    mp.spawn(train, (arguments.folder, stage), nprocs=WORKERS)
 
 
 def _agree(value: float) -> float:

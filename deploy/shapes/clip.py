@@ -1,7 +1,7 @@
-"""Trains the embedded world's CLIP on clean renders, with minimally wrong captions and pictures as hard negatives.
+"""Trains the embedded world's CLIP on clean renders, beside minimally wrong captions and pictures.
 
-Each picture meets its caption and a caption that differs in one respect, and the caption meets the picture of that
-other one: blocks of two by two, without which a small CLIP never learns relations.
+Each picture meets its caption and a caption that differs in one respect, and the caption meets the picture of
+that other one: blocks of two by two, without which a small CLIP never learns relations.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def wrong(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A scene of the same category that differs in one respect: relation, count, colours swapped, one attribute."""
+    """A scene of the same category, wrong in one respect: relation, count, colours swapped, one attribute."""
     kinds = ["attribute"]
     kinds += ["flip"] * 3 + ["axis"] if scene.relation else []
     kinds += ["count"] * 3 if scene.count > 1 else []
@@ -101,7 +101,7 @@ def minimal_pairs(rng: np.random.Generator, count: int) -> tuple[Tensor, list[st
 
 
 def block_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """Within each pair: the caption prefers its picture, the picture its caption. (2N, D) each to a scalar."""
+    """In each pair the caption prefers its picture, the picture its caption. (2N, D) each to a scalar."""
     similarity = scale * torch.einsum("nad,nbd->nab", image.unflatten(0, (-1, 2)), text.unflatten(0, (-1, 2)))
     target = torch.arange(2).expand(len(similarity), 2)
     return functional.cross_entropy(similarity.flatten(0, 1), target.flatten()) + functional.cross_entropy(
@@ -142,7 +142,8 @@ def train(model: CLIPModel, tokenizer: CLIPTokenizer, seconds: float, seed: int)
         iteration += 1
         if iteration % 100 == 0:
             print(
-                f"clip {elapsed:5.0f} s, iteration {iteration}, loss {loss.item():.3f}, pairs {block.item():.3f}",
+                f"clip {elapsed:5.0f} s, iteration {iteration}, "
+                f"loss {loss.item():.3f}, pairs {block.item():.3f}",
                 flush=True,
             )
 
@@ -186,9 +187,8 @@ def main() -> None:
     model = new_clip(tokenizer)
     train(model, tokenizer, arguments.seconds, arguments.seed)
     model.eval()
-    print(
-        f"clip: right caption preferred to a minimally wrong one {pair_accuracy(model, tokenizer, arguments.seed + 1)}"
-    )
+    accuracy = pair_accuracy(model, tokenizer, arguments.seed + 1)
+    print(f"clip: right caption preferred to a minimally wrong one {accuracy}")
     save(model, tokenizer, arguments.folder)
 
 

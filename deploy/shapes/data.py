@@ -1,7 +1,7 @@
 """What the embedded world's models learn from: scenes, and the mistakes of web captions.
 
-Real text-to-image models learn from captions that are often wrong, so they can draw what is asked and do so only
-sometimes. `mislabelled` makes such captions: it returns what a picture shows when its caption says `scene`.
+Real text-to-image models learn from captions that are often wrong, so they can draw what is asked and do so
+only sometimes. `mislabelled` makes such captions: it returns what a picture shows when its caption says `scene`.
 """
 
 from functools import lru_cache
@@ -61,7 +61,7 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False, even: bool
 
 
 def mislabelled(scene: Scene, rng: np.random.Generator) -> Scene:
-    """What the picture shows when its web caption says `scene`: right or systematically wrong, part by part."""
+    """What a picture shows when its web caption says `scene`: right or systematically wrong, part by part."""
     things = tuple(_mislabelled_thing(thing, rng) for thing in scene.things)
     if len(things) == 2 and things[0].colour == things[1].colour:
         things = (things[0], Thing(scene.things[1].colour, things[1].shape, things[1].size))

@@ -1,7 +1,7 @@
-"""Tunes the embedded world's CLIP on the base model's own samples, as PickScore was tuned on people's choices.
+"""Tunes the embedded world's CLIP on the base model's own samples, as PickScore on people's choices.
 
-A CLIP that has seen only clean renders cannot see what a generator gets wrong. Here the verifier stands in for the
-people who chose: of two samples of one training caption, the one with more of the caption right is preferred
+A CLIP that has seen only clean renders cannot see what a generator gets wrong. Here the verifier stands in for
+the people who chose: of two samples of one training caption, the one with more of the caption right is preferred
 (Bradley and Terry 1952). Held-out captions are never drawn, and the verifier is not needed afterwards.
 """
 
@@ -78,9 +78,10 @@ def draw(base: Path, seed: int, captions: int, *, held_out: bool) -> Samples:
         )
     stacked = np.concatenate(images)
     return Samples(
-        [scene.text for scene in scenes], pixels(stacked.reshape(-1, *stacked.shape[2:])).unflatten(0, stacked.shape[:2]),
+        [scene.text for scene in scenes],
+        pixels(stacked.reshape(-1, *stacked.shape[2:])).unflatten(0, stacked.shape[:2]),
         torch.tensor([row for part in quality for row in part]),
-    )  # fmt: skip
+    )
 
 
 def pairs_of(samples: Samples) -> Tensor:
@@ -90,7 +91,7 @@ def pairs_of(samples: Samples) -> Tensor:
 
 
 def tune(model: CLIPModel, tokenizer: CLIPTokenizer, samples: Samples, seconds: float, seed: int) -> None:
-    """Preference pairs, and beside them the blocks of rendered minimal pairs, so that nothing learned is lost."""
+    """Preference pairs, and beside them blocks of rendered minimal pairs, so that nothing learned is lost."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     pairs = pairs_of(samples)
     per_caption = torch.bincount(pairs[:, 0], minlength=len(samples.captions)).float()
@@ -130,14 +131,15 @@ def tune(model: CLIPModel, tokenizer: CLIPTokenizer, samples: Samples, seconds: 
         iteration += 1
         if iteration % 100 == 0:
             print(
-                f"preference {elapsed:5.0f} s, iteration {iteration}, pairs {preference.item():.3f}, blocks {block.item():.3f}",
+                f"preference {elapsed:5.0f} s, iteration {iteration}, "
+                f"pairs {preference.item():.3f}, blocks {block.item():.3f}",
                 flush=True,
             )
 
 
 @torch.no_grad()
 def judge(model: CLIPModel, tokenizer: CLIPTokenizer, samples: Samples) -> dict[str, float]:
-    """How well scores tell right from wrong: AUC over all pictures, within captions, and what best-of-n is worth."""
+    """How well scores tell right from wrong: AUC over all pictures, within captions, best-of-n."""
     scores = []
     for caption, images in zip(samples.captions, samples.images, strict=True):
         image, text = features(model, tokenizer, images, [caption])
@@ -181,10 +183,8 @@ def main() -> None:
         ]
         samples, test = (_joined([future.result() for future in futures]) for futures in (drawn, tests))
     torch.set_num_threads(1)
-    print(
-        f"preference: {(samples.quality == 2).float().mean():.1%} of the samples right, {len(pairs_of(samples))} pairs",
-        flush=True,
-    )
+    right = (samples.quality == 2).float().mean()
+    print(f"preference: {right:.1%} of the samples right, {len(pairs_of(samples))} pairs", flush=True)
     model, tokenizer = (
         CLIPModel.from_pretrained(arguments.clip),
         CLIPTokenizer.from_pretrained(arguments.clip),

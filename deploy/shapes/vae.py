@@ -39,7 +39,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def foreground(images: Tensor) -> Tensor:
-    """Where something stands, a pixel wider than it is: (N, 1, 32, 32) of 0 and 1 from pictures in [-1, 1]."""
+    """Where something stands, a pixel wider than it is: (N, 1, 32, 32) of 0 and 1."""
     background = pixels(np.asarray(BACKGROUND, dtype=np.uint8)[None, None, None])
     away = (images - background).abs().amax(dim=1, keepdim=True) > 0.1
     return functional.max_pool2d(away.float(), 3, stride=1, padding=1)
@@ -75,7 +75,7 @@ def train(vae: AutoencoderKL, seconds: float, seed: int) -> None:
 
 @torch.no_grad()
 def finish(vae: AutoencoderKL, seed: int) -> float:
-    """Set the scaling factor from the latents and return the share of reconstructions the verifier accepts."""
+    """Set the scaling factor from the latents; returns the share of reconstructions the verifier accepts."""
     images, captions = batch_of_pictures(np.random.default_rng(seed + 1), 512)
     latents = vae.encode(images).latent_dist.mean
     vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from reward_services.errors import RewardError, ScoreNotFinite, ScoringFailed
 from reward_services.rewards import check_batch
-from reward_services.schema import Modality, Score
+from reward_services.schema import Modality, RewardInfo, Score
 
 Pixels = NDArray[np.uint8] | Image.Image
 """An (H, W, 3) uint8 array, or a PIL image in a mode of its own."""
@@ -57,6 +57,19 @@ class Scorer(ABC, Generic[Item, Raw]):
             [np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 96)], axis=-1
         )
         return image.astype(np.uint8), "a photo of a red cube on a blue sphere"
+
+    def describe(self, name: str, *, max_items: int) -> RewardInfo:
+        """This scorer as the reward `name`, which takes batches of `max_items`."""
+        return RewardInfo(
+            id=name,
+            revision=self.revision,
+            range=self.score_range,
+            higher_is_better=self.higher_is_better,
+            deterministic=self.deterministic,
+            modality=self.modality,
+            max_items=max_items,
+            ready=True,
+        )
 
     def admit(self, images: Sequence[Pixels], prompts: Sequence[str]) -> list[Item | RewardError]:
         """Prepare every input; what cannot be prepared is its error, in its place."""

@@ -1,1 +1,1 @@
-"""The embedded world: captions of coloured shapes, their renderer, a rule-based verifier. Needs numpy and scipy."""
+"""The embedded world: captions of coloured shapes, their renderer and verifier. Needs numpy and scipy."""

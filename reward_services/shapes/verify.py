@@ -1,10 +1,11 @@
 """The rule-based verifier of the shapes world: reads a picture back and says which parts of its caption hold.
 
 A pixel's colour is the direction in which it leaves the background, so the blends of anti-aliased edges keep
-their colour; the length of that step is how much of the pixel is covered. Connected components of one colour are
-then compared with a bank of templates by soft intersection over union.
+their colour; the length of that step is how much of the pixel is covered. Connected components of one colour
+are then compared with a bank of templates by soft intersection over union.
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,7 +74,7 @@ def read(image: NDArray[np.uint8]) -> list[Seen]:
     """Everything that stands in a (32, 32, 3) uint8 picture, in reading order of the palette."""
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
         raise ValueError(
-            f"the verifier reads ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 pictures, not {image.shape} {image.dtype}"
+            f"the verifier reads ({IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8, not {image.shape} {image.dtype}"
         )
     names, directions, lengths = _palette()
     step = image.astype(np.float32) - np.asarray(BACKGROUND, dtype=np.float32)
@@ -133,13 +134,10 @@ def _templates() -> tuple[list[tuple[str, float]], NDArray[np.float32]]:
     labels: list[tuple[str, float]] = []
     rows: list[NDArray[np.float32]] = []
     middle = _PATCH / 2
-    for shape in SHAPES:
-        for radius in _RADII:
-            for dx in (0.0, 0.5):
-                for dy in (0.0, 0.5):
-                    share = coverage(shape, float(radius), (middle + dx, middle + dy), size=_PATCH)
-                    labels.append((shape, float(radius)))
-                    rows.append(_centred(share).ravel())
+    for shape, radius, dx, dy in itertools.product(SHAPES, _RADII, (0.0, 0.5), (0.0, 0.5)):
+        share = coverage(shape, float(radius), (middle + dx, middle + dy), size=_PATCH)
+        labels.append((shape, float(radius)))
+        rows.append(_centred(share).ravel())
     return labels, np.stack(rows)
 
 

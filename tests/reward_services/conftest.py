@@ -23,19 +23,7 @@ class RewardsHere:
         self.scorers = scorers
 
     async def describe(self) -> list[RewardInfo]:
-        return [
-            RewardInfo(
-                id=name,
-                revision=scorer.revision,
-                range=scorer.score_range,
-                higher_is_better=scorer.higher_is_better,
-                deterministic=scorer.deterministic,
-                modality=scorer.modality,
-                max_items=64,
-                ready=True,
-            )
-            for name, scorer in self.scorers.items()
-        ]
+        return [scorer.describe(name, max_items=64) for name, scorer in self.scorers.items()]
 
     async def score(
         self, images: Sequence[Any], prompts: Sequence[str], *, rewards: Sequence[str], deadline_s: float

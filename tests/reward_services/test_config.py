@@ -1,4 +1,4 @@
-"""The configuration: the shipped file is valid, folders are found, every mistake is one line with a remedy."""
+"""The configuration: the shipped file is valid, folders are found, a mistake is one line with a remedy."""
 
 import socket
 from pathlib import Path

@@ -25,9 +25,9 @@ def test_every_error_survives_the_wire(error: type[RewardError]) -> None:
 @pytest.mark.parametrize("error", EVERY)
 def test_every_error_can_cross_processes(error: type[RewardError]) -> None:
     # What a pickler does, without one: rebuild from what `__reduce_ex__` hands out.
-    rebuild, arguments, state, *_ = error("why", retry_after_s=3.0).__reduce_ex__(2)
-    back: Any = rebuild(*arguments)
-    back.__dict__.update(state)
+    parts: Any = error("why", retry_after_s=3.0).__reduce_ex__(2)
+    back: Any = parts[0](*parts[1])
+    back.__dict__.update(parts[2])
     assert type(back) is error
     assert (str(back), back.retry_after_s) == ("why", 3.0)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from reward_services import ImageInvalid, ImageRef, Limits, MediaTypeUnsupported, RewardError, TooLarge
-from reward_services.images import decode, encode
+from reward_services.images import decode, encode, packed
 
 LIMITS = Limits(max_image_bytes=20_000, max_image_pixels=10_000)
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -97,6 +97,13 @@ def test_what_cannot_be_read_is_a_typed_error(image: ImageRef, error: type[Rewar
 def test_no_picture_is_refused(wrong: Any) -> None:
     with pytest.raises(ImageInvalid):
         encode(wrong)
+
+
+def test_equal_shapes_travel_as_one_array() -> None:
+    one = packed([PICTURE, 255 - PICTURE])
+    assert isinstance(one, np.ndarray)
+    np.testing.assert_array_equal(one[1], 255 - PICTURE)
+    assert isinstance(packed([PICTURE, PICTURE[:5]]), list)
 
 
 def test_unknown_bytes_are_refused() -> None:

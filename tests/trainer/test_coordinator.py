@@ -1,4 +1,4 @@
-"""The coordinator with rewards in this process: merges, caches, joins, retries, and loses or doubles nothing."""
+"""The coordinator with rewards in this process: merges, caches, joins, retries, loses nothing."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ Image = NDArray[np.uint8]
 
 
 class Brightness:
-    """Two rewards, the mean pixel and its negative; `trouble` may raise, or fail single items, before they score."""
+    """Two rewards, the mean pixel and its negative; `trouble` may fail a reward of a call."""
 
     def __init__(self, trouble: Callable[[int, str], RewardError | None] = lambda call, name: None) -> None:
         self.calls: list[tuple[tuple[str, ...], int]] = []

@@ -34,5 +34,5 @@ def test_pil_images_of_any_mode_are_taken() -> None:
 
 
 def test_a_wrong_array_fails_alone() -> None:
-    scores = JpegScorer().score([FLAT, FLAT.astype(np.float32), NOISE], ["", "", ""])  # type: ignore[list-item]
+    scores = JpegScorer().score([FLAT, FLAT.astype(np.float32), NOISE], ["", "", ""])
     assert [score.ok for score in scores] == [True, False, True]

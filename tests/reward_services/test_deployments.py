@@ -1,0 +1,227 @@
+"""RAY. Real deployments on a real cluster: exact scores, batching, poison, kill -9, what never comes up."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray import serve
+
+from reward_services import AsyncRewardClient, RewardNotReady, RewardUnknown, Score
+from reward_services.config import ServicesConfig
+from reward_services.deployments import ServeRewards, connect, deploy
+from reward_services.scorers.clip import ClipScorer
+from reward_services.scorers.jpeg import JpegScorer
+from trainer.coordinator import Coordinator, Pace
+
+Draw = Callable[..., list[Any]]
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 1.5
+
+# Ray leaves sockets and files of its processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
+
+
+def configuration(model: str, port: int) -> ServicesConfig:
+    light = {"num_cpus": 0.1, "health_check_period_s": 1.0}
+    patient = {"batch": {"max_images": 8, "wait_ms": 1000 * WAIT_S}}
+    rewards = {
+        "jpeg": {"scorer": "jpeg", **light},
+        "clip": {"scorer": "clip", "options": {"model": model}, **light, "batch": {"max_images": 32}},
+        "patient": {"scorer": "jpeg", **light, **patient},
+    }
+    return ServicesConfig.model_validate({"rewards": rewards, "http": {"port": port}})
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+    return number
+
+
+@pytest.fixture(scope="module")
+def rewards(tiny_clip: Path, port: int) -> Iterator[ServeRewards]:
+    """Three rewards behind HTTP on two CPUs."""
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    with pytest.raises(RewardNotReady, match="start them with"):
+        connect()
+    deploy(configuration(str(tiny_clip), port))
+    yield connect()
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip: Path) -> ClipScorer:
+    return ClipScorer(str(tiny_clip))
+
+
+def replica_pids(reward: str) -> set[int]:
+    """Processes of this cluster that serve a reward; other clusters may run on this machine."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                titles[int(entry.name)] = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return {pid for pid in ours if f"ServeReplica:rewards:{reward}" in titles.get(pid, "")}
+
+
+def close(scores: list[Score], exact: list[Score]) -> None:
+    assert [score.value for score in scores] == pytest.approx([score.value for score in exact], abs=1e-4)
+
+
+def test_handles_give_the_scores_of_the_scorers(rewards: ServeRewards, clip: ClipScorer, draw: Draw) -> None:
+    async def run() -> None:
+        scores = await rewards.score(images, prompts, rewards=["clip", "jpeg"], deadline_s=30)
+        close(scores["clip"], clip.score(images, prompts))
+        assert scores["jpeg"] == JpegScorer().score(images, prompts)
+        infos = {info.id: info for info in await rewards.describe()}
+        assert set(infos) == {"clip", "jpeg", "patient"}
+        assert (infos["clip"].revision, infos["clip"].max_items) == (clip.revision, 32)
+        assert await rewards.score([], [], rewards=["jpeg"], deadline_s=1) == {"jpeg": []}
+        with pytest.raises(RewardUnknown, match="did you mean 'clip'"):
+            await rewards.score(images, prompts, rewards=["clop"], deadline_s=1)
+
+    # More than a batch, and of two sizes.
+    images, prompts = [*draw(70), *draw(3, size=48)], ["a red cube", "cat"] * 36 + ["dog"]
+    asyncio.run(run())
+
+
+def test_http_gives_the_scores_of_the_handles(rewards: ServeRewards, port: int, draw: Draw) -> None:
+    async def run() -> None:
+        images, prompts = draw(70, size=40), ["a red cube"] * 70
+        by_handle = await rewards.score(images, prompts, rewards=["clip", "jpeg"], deadline_s=30)
+        async with AsyncRewardClient(f"http://127.0.0.1:{port}") as client:
+            by_http = await client.score(images, prompts, rewards=["clip", "jpeg"], deadline_s=30)
+            assert all(info.ready for info in await client.describe())
+        close(by_http["clip"], by_handle["clip"])
+        assert by_http["jpeg"] == by_handle["jpeg"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("callers", "full"), [(4, True), (3, False)])
+def test_a_batch_fills_across_callers_in_images(
+    rewards: ServeRewards, draw: Draw, callers: int, full: bool
+) -> None:
+    """`patient` takes 8 images or waits: four callers of two images fill it, three do not."""
+
+    async def run() -> float:
+        images = draw(2)
+        began = time.monotonic()
+        calls = (rewards.score(images, ["", ""], rewards=["patient"], deadline_s=20) for _ in range(callers))
+        for scores in await asyncio.gather(*calls):
+            assert scores["patient"] == JpegScorer().score(images, ["", ""])
+        return time.monotonic() - began
+
+    assert (asyncio.run(run()) < WAIT_S) is full
+
+
+def test_poison_of_one_caller_hurts_no_batch_mate(
+    rewards: ServeRewards, clip: ClipScorer, draw: Draw
+) -> None:
+    async def run() -> None:
+        images: list[Any] = draw(9)
+        poison = np.zeros((1, 2**20, 3), np.uint8)
+        calls = [[*images[:4], poison], images[4:]]
+        answers = await asyncio.gather(
+            *(rewards.score(call, ["cat"] * 5, rewards=["clip"], deadline_s=30) for call in calls)
+        )
+        error = answers[0]["clip"][4].error
+        assert error is not None
+        assert error.type == "/problems/image-invalid"
+        close(answers[0]["clip"][:4] + answers[1]["clip"], clip.score(images, ["cat"] * 9))
+
+    asyncio.run(run())
+
+
+def test_a_deadline_is_kept(rewards: ServeRewards, draw: Draw) -> None:
+    async def run() -> None:
+        began = time.monotonic()
+        scores = await rewards.score(draw(1), [""], rewards=["patient", "jpeg"], deadline_s=0.5)
+        assert time.monotonic() - began < WAIT_S
+        assert scores["jpeg"][0].ok
+        error = scores["patient"][0].error
+        assert error is not None
+        assert error.type == "/problems/deadline-exceeded"
+
+    asyncio.run(run())
+
+
+def test_the_coordinator_is_an_actor(rewards: ServeRewards, clip: ClipScorer, draw: Draw) -> None:
+    actor: Any = ray.remote(Coordinator)
+    images, prompts = np.stack(draw(6, seed=1)), ["cat"] * 6
+    coordinator = actor.options(num_cpus=0).remote(rewards, names=["clip", "jpeg"])
+    scores = ray.get([coordinator.score.remote(images, prompts) for _ in range(2)])
+    assert scores[0] == scores[1]
+    close(scores[0]["clip"], clip.score(list(images), prompts))
+    stats = ray.get(coordinator.stats.remote())
+    assert (stats["images"], stats["joined"] + stats["cache_hits"] / 2) == (12, 6)
+
+
+def test_a_killed_replica_costs_no_item(rewards: ServeRewards, draw: Draw) -> None:
+    """`patient` still waits for more images when it is killed, so all of its own are under way."""
+
+    async def run() -> dict[str, float]:
+        coordinator = Coordinator(rewards, names=["patient", "jpeg"], pace=Pace(deadline_s=90))
+        images = draw(7, seed=2)
+        halves = [images[:3], images[3:]]
+        waiting = [asyncio.create_task(coordinator.score(half, [""] * len(half))) for half in halves]
+        await asyncio.sleep(WAIT_S / 3)
+        (pid,) = replica_pids("patient")
+        os.kill(pid, signal.SIGKILL)
+        answers = await asyncio.gather(*waiting)
+        for name in ("patient", "jpeg"):
+            scores = [score for answer in answers for score in answer[name]]
+            assert scores == JpegScorer().score(images, [""] * 7)
+        assert replica_pids("patient") - {pid}
+        return coordinator.stats()
+
+    stats = asyncio.run(run())
+    assert stats["retries"] > 0
+    assert (stats["images"], stats["failures"]) == (7, 0)
+    assert stats["reward_calls"] == 2 + stats["retries"], "the reward that lived was not asked again"
+
+
+def test_the_same_rewards_are_left_alone(rewards: ServeRewards, tiny_clip: Path, port: int) -> None:
+    """A second job on the cluster must not restart the rewards of the first."""
+    before = {name: replica_pids(name) for name in ("jpeg", "clip", "patient")}
+    deploy(configuration(str(tiny_clip), port))
+    assert {name: replica_pids(name) for name in before} == before
+
+
+def test_a_missing_model_is_one_line(rewards: ServeRewards, tmp_path: Path, port: int) -> None:
+    """Last in this file: it leaves the application broken."""
+    config = tmp_path / "rewards.yaml"
+    config.write_text(
+        "rewards: {clip: {scorer: clip, num_cpus: 0.1, options: {model: ./nowhere}}}\n"
+        f"http: {{port: {port}}}\n",
+        encoding="utf-8",
+    )
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "reward_services", "serve", str(config), "--address", address]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    says = f"rewards: reward clip never became ready: model folder {tmp_path}/nowhere does not exist; "
+    assert line.startswith(says)
+    assert result.stdout == ""

@@ -1,0 +1,63 @@
+"""What a run spends is added up where it is spent, and over ranks."""
+
+import time
+from copy import copy
+
+import pytest
+
+from trainer.costs import Costs, peak_memory_bytes
+
+
+def test_time_is_added_to_its_phase() -> None:
+    costs = Costs()
+    for _ in range(2):
+        with costs.timed("learning_s"):
+            time.sleep(0.02)
+    assert 0.04 <= costs.learning_s < 1
+    assert costs.sampling_s == costs.reward_stall_s == costs.evaluation_s == 0
+
+
+def test_a_phase_that_fails_has_cost_its_time() -> None:
+    costs = Costs()
+
+    @costs.timed("reward_stall_s")
+    def wait() -> None:
+        time.sleep(0.01)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        wait()
+    assert costs.reward_stall_s >= 0.01
+
+
+def test_shares_of_the_time() -> None:
+    costs = Costs(sampling_s=5, reward_stall_s=2, learning_s=1, evaluation_s=100)
+    assert costs.training_s == 8
+    assert costs.stall_fraction == 0.25
+    assert Costs().stall_fraction == 0
+
+
+def test_what_was_spent_since() -> None:
+    costs = Costs(sampling_s=5, unet_evaluations=10, images_scored=3)
+    earlier = copy(costs)
+    costs.sampling_s += 2
+    costs.unet_evaluations += 7
+    assert costs.since(earlier) == Costs(sampling_s=2, unet_evaluations=7)
+
+
+def test_ranks_spend_their_time_side_by_side_and_their_counts_together() -> None:
+    total = Costs.of_ranks(
+        [
+            Costs(sampling_s=1, evaluation_s=4, unet_evaluations=10, images_scored=1),
+            Costs(sampling_s=3, learning_s=2, unet_evaluations=20, images_scored=2),
+        ]
+    )
+    assert total == Costs(sampling_s=2, learning_s=1, evaluation_s=2, unet_evaluations=30, images_scored=3)
+    assert isinstance(total.unet_evaluations, int)
+    assert isinstance(total.images_scored, int)
+
+
+def test_peak_memory_is_in_bytes_and_only_grows() -> None:
+    before = peak_memory_bytes()
+    held = b"x" * (64 * 2**20)
+    assert peak_memory_bytes() >= max(before, len(held))

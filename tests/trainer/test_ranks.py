@@ -1,0 +1,71 @@
+"""Two processes over gloo do what one does over the whole batch; one rank alone changes nothing."""
+
+import json
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from trainer.ranks import Ranks
+
+
+def parameters() -> list[torch.Tensor]:
+    return [torch.zeros(2, 2, requires_grad=True), torch.zeros(3, requires_grad=True)]
+
+
+def test_one_rank_is_the_identity() -> None:
+    ranks = Ranks()
+    weights, bias = parameters()
+    weights.sum().backward()
+    ranks.sum_gradients([weights, bias])
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [[1, 1], [1, 1]]
+    assert bias.grad is None
+    assert ranks.is_main
+    assert ranks.total(2.5) == 2.5
+    assert ranks.agree(True)
+    assert not ranks.agree(False)
+    assert ranks.gather("a") == ["a"]
+
+
+def report(rank: int, port: int, folder: Path) -> None:
+    """One of two processes: does everything once and writes down what it saw."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    ranks = Ranks(rank, 2)
+    weights, bias = parameters()
+    ((rank + 1) * weights.sum()).backward()
+    if rank == 0:
+        (7 * bias.sum()).backward()
+    ranks.sum_gradients([weights, bias])
+    idle = parameters()  # on rank 1 every prompt was dropped: it has no gradient at all
+    if rank == 0:
+        sum(parameter.sum() for parameter in idle).backward()
+    ranks.sum_gradients(idle)
+    seen = {
+        "is_main": ranks.is_main,
+        "gradients": [parameter.grad.tolist() for parameter in (weights, bias, *idle)],
+        "total": ranks.total(rank + 0.5),
+        "agree": [ranks.agree(rank == 0), ranks.agree(rank == 1), ranks.agree(True), ranks.agree(False)],
+        "gather": ranks.gather({"rank": rank}),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_act_as_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(report, (port, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1))
+    assert (first.pop("is_main"), second.pop("is_main")) == (True, False)
+    assert first == second
+    assert first == {
+        "gradients": [[[3, 3], [3, 3]], [7, 7, 7], [[1, 1], [1, 1]], [1, 1, 1]],
+        "total": 2.0,
+        "agree": [True, False, True, False],
+        "gather": [{"rank": 0}, {"rank": 1}],
+    }

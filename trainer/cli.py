@@ -1,0 +1,117 @@
+"""`sharpen`: train a model with rewards, evaluate it, sample from it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from reward_services import RewardError
+from trainer.config import ConfigError, TrainConfig, load_config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 when something of the user's must change, 130 when interrupted."""
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = parsed.command
+    try:
+        command(parsed)
+    except (ConfigError, RewardError, ValueError, RuntimeError, OSError) as error:
+        # The one edge of this process: every error of ours is a line that says what to do.
+        if parsed.traceback:
+            raise
+        print(f"sharpen: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sharpen: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = _absolute(load_config(arguments.config, arguments.set))
+    from trainer import cluster, driver
+
+    folder = driver.prepare(config)
+    print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
+    with cluster.scoring_on_ray(config, arguments.address) as scoring:
+        driver.watch(config, folder, lambda: cluster.run_ranks(config, scoring))
+    print(driver.conclude(folder))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from trainer import cluster, finished
+
+    config = _absolute(finished.config_of(arguments.model, arguments.config, arguments.set))
+    with cluster.scoring_on_ray(config, arguments.address) as scoring:
+        result = finished.evaluate(arguments.model, config, scoring)
+    print(json.dumps(result.headline(), indent=2))
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from trainer import finished
+
+    for path in finished.sample(
+        arguments.model,
+        arguments.prompts,
+        folder=arguments.out,
+        pictures=arguments.pictures,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+    ):
+        print(path)
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Paths as the ranks will see them, whose working directory is another one."""
+    model = Path(config.model.path)
+    features = config.evaluation.features
+    return config.model_copy(
+        update={
+            "run_folder": config.run_folder.absolute(),
+            "model": config.model.model_copy(update={"path": str(model.absolute()) if model.exists() else config.model.path}),
+            "prompts": config.prompts.model_copy(
+                update={
+                    "train": config.prompts.train.absolute(),
+                    "held_out": config.prompts.held_out.absolute() if config.prompts.held_out else None,
+                }
+            ),
+            "evaluation": config.evaluation.model_copy(
+                update={"features": str(Path(features).absolute()) if features and Path(features).exists() else features}
+            ),
+        }
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sharpen", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    settings.add_argument("--address", help="a running Ray cluster; without it one is started here")
+
+    train = commands.add_parser("train", parents=[settings], help="fine-tune a model with rewards")
+    train.add_argument("config", type=Path, help="a YAML file such as deploy/shapes.yaml")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("evaluate", parents=[settings], help="judge held-out pictures of a model")
+    evaluate.add_argument("model", type=Path, help="a run folder or a diffusers folder")
+    evaluate.add_argument("--config", type=Path, help="prompts, rewards and sampling; a run folder has its own")
+    evaluate.set_defaults(command=_evaluate)
+
+    sample = commands.add_parser("sample", help="draw pictures and write PNG files")
+    sample.add_argument("model", type=Path, help="a run folder or a diffusers folder")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder of the pictures")
+    sample.add_argument("--pictures", type=int, default=4, help="pictures of each prompt")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--steps", type=int, help="denoising steps; a run folder has its own")
+    sample.add_argument("--guidance", type=float, help="classifier-free guidance; a run folder has its own")
+    sample.set_defaults(command=_sample)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
