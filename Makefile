@@ -29,7 +29,7 @@ format: $(STAMP)       ## rewrite what ruff can rewrite
 	$(BIN)/ruff format .
 
 shapes: $(STAMP)       ## remake the embedded default (models and prompts) from its seed
-	$(BIN)/python deploy/shapes/make.py
+	$(BIN)/python -m deploy.shapes.make
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

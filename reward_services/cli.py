@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ def _serve(options: argparse.Namespace) -> int:
         deployments.deploy(config, timeout_s=options.timeout)
         where = f" at http://{config.http.host}:{config.http.port}" if config.http else ""
         end = "they stay on the cluster" if address else "Ctrl-C stops them"
+        # What stops a container is to end as Ctrl-C does; Ray's own answer to it is a stack dump.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving {', '.join(config.rewards)}{where}; {end}", flush=True)
         while not address:
             time.sleep(3600)
@@ -70,9 +73,9 @@ def _serve(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     with RewardClient(options.url, retries=1) as client:
         for info in client.describe():
-            lowest, highest = ("" if bound is None else f"{bound:g}" for bound in info.range)
-            state = "ready" if info.ready else "not ready"
-            print(f"{info.id:<16} {state:<10} [{lowest}, {highest}]  {info.revision}")
+            lowest, highest = info.range
+            span = f"[{'-inf' if lowest is None else lowest}, {'inf' if highest is None else highest}]"
+            print(f"{info.id:<16} {'ready' if info.ready else 'not ready':<10} {span:<16} {info.revision}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -31,21 +32,33 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _DESCRIBE = Call("GET", "/v1/rewards")
 _DESCRIBE_DEADLINE_S = 15.0
 _REQUESTS_AT_ONCE = 4
-_JSON = {"content-type": "application/json"}
 
 
 class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
     `retries` bounds further attempts after 408, 429, 500, 503 or a lost connection; Retry-After is honoured.
+    `api_key` is sent as a bearer token, which a gateway may ask for. Until its first use a client can be sent
+    to another process.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, retries: int = 4, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        retries: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self._url, self._headers, self._transport = url, _headers(api_key), transport
         self._retries = retries
-        self._http = httpx.AsyncClient(base_url=url, transport=transport, timeout=None)
         self._sending = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self._url, headers=self._headers, transport=self._transport, timeout=None
+        )
 
     async def describe(self) -> list[RewardInfo]:
         """What the server offers."""
@@ -98,9 +111,7 @@ class AsyncRewardClient:
     async def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
         try:
             async with asyncio.timeout(left_s), self._sending:
-                response = await self._http.request(
-                    call.method, call.path, content=call.body(left_s), headers=_JSON
-                )
+                response = await self._http.request(call.method, call.path, content=call.body(left_s))
         except TimeoutError:
             return _late(left_s)
         except httpx.TransportError as error:
@@ -112,10 +123,15 @@ class RewardClient:
     """The blocking twin of `AsyncRewardClient`. Use it as a context manager, or call `close`."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, retries: int = 4, transport: httpx.BaseTransport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=url, transport=transport)
+        self._http = httpx.Client(base_url=url, headers=_headers(api_key), transport=transport)
 
     def describe(self) -> list[RewardInfo]:
         """What the server offers."""
@@ -166,14 +182,17 @@ class RewardClient:
 
     def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
         try:
-            response = self._http.request(
-                call.method, call.path, content=call.body(left_s), headers=_JSON, timeout=left_s
-            )
+            response = self._http.request(call.method, call.path, content=call.body(left_s), timeout=left_s)
         except (httpx.ReadTimeout, httpx.WriteTimeout):
             return _late(left_s)
         except httpx.TransportError as error:
             return _lost(error)
         return _reply(response)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    key = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"content-type": "application/json", **key}
 
 
 def _reply(response: httpx.Response) -> Reply:

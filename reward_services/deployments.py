@@ -46,6 +46,9 @@ APPLICATION = "rewards"
 _INGRESS = "_ingress"  # no reward can have this name
 _FRESH_S, _DESCRIBE_TIMEOUT_S = 5.0, 2.0
 _POLL_S = 0.2
+_HTTP_OPTIONS = {"host", "port", "request_timeout_s"}
+_QUEUES = {"max_ongoing_requests", "max_queued_requests"}
+_HEALTH = {"health_check_period_s", "health_check_timeout_s"}
 
 
 def _count_images(calls: list[Call]) -> int:
@@ -137,8 +140,6 @@ class ServeRewards:
         """As `Rewards.score`: the images are put into the object store once, for all rewards."""
         check_batch(images, prompts)
         check_known(rewards, self._handles)
-        if not prompts:
-            return {name: [] for name in rewards}
         reference = ray.put(packed(images))
         scores = await asyncio.gather(
             *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
@@ -168,20 +169,15 @@ async def _answer(name: str, response: Any, deadline_s: float) -> Any:
     """Await a handle's answer; handles have no deadline of their own and would wait for ever."""
     try:
         async with asyncio.timeout(deadline_s):
-            return await _awaited(response)
+            return await response
     except (RayError, RayServeException) as error:
         raise _reward_error(name, error) from error
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{name} did not answer within {deadline_s:g} s") from error
-
-
-async def _awaited(response: Any) -> Any:
-    """Await, and on giving up tell the replica, which then does not score for nobody."""
-    try:
-        return await response
     except asyncio.CancelledError:
         response.cancel()
         raise
+    except TimeoutError as error:
+        response.cancel()
+        raise DeadlineExceeded(f"{name} did not answer within {deadline_s:g} s") from error
 
 
 def _reward_error(name: str, error: Exception) -> RewardError:
@@ -211,21 +207,16 @@ def build(config: ServicesConfig) -> serve.Application:
 
 
 def _deployment(name: str, reward: Reward) -> serve.Application:
-    actor: dict[str, Any] = {"num_cpus": reward.num_cpus, "num_gpus": reward.num_gpus}
-    if reward.runtime_env is not None:
-        actor["runtime_env"] = reward.runtime_env
-    scale: dict[str, Any] = {"num_replicas": reward.num_replicas}
-    if reward.autoscaling is not None:
-        scale = {"autoscaling_config": reward.autoscaling.model_dump()}
+    # No runtime_env means the job's own, working directory and all.
+    actor = reward.model_dump(include={"num_cpus", "num_gpus", "runtime_env"}, exclude_none=True)
+    scaling = reward.autoscaling and reward.autoscaling.model_dump()
+    scale = {"autoscaling_config": scaling} if scaling else {"num_replicas": reward.num_replicas}
     deployment = serve.deployment(
         name=name,
         ray_actor_options=actor,
         user_config=reward.batch.model_dump(),
-        max_ongoing_requests=reward.max_ongoing_requests,
-        max_queued_requests=reward.max_queued_requests,
-        health_check_period_s=reward.health_check_period_s,
-        health_check_timeout_s=reward.health_check_timeout_s,
         max_constructor_retry_count=3,
+        **reward.model_dump(include=_QUEUES | _HEALTH),
         **scale,
     )
     return deployment(RewardReplica).bind(name, reward)
@@ -245,7 +236,7 @@ def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
         return
     if config.http is not None and not before.proxies:
         config.http.check_port()
-    options = config.http and config.http.model_dump(include={"host", "port", "request_timeout_s"})
+    options = config.http.model_dump(include=_HTTP_OPTIONS) if config.http else None
     serve.start(proxy_location="HeadOnly" if options else "Disabled", http_options=options)
     target = serve.RunTarget(build(config), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -266,7 +257,9 @@ def cluster(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     dashboard = None if address else False
     try:
-        ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR
+        )
     except (ConnectionError, ValueError, RayError) as error:
         raise ConfigInvalid(f"cannot connect to Ray at {address}: {first_line(str(error))}") from error
     try:

@@ -66,11 +66,11 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
         policy: the model as it is now.
         schedule: the T noise levels.
         prompts: P prompts.
-        noise: (T + 1, P, K, C, h, w) from `step_noise`.
+        noise: (T + 1, P, K, C, h, w) from `step_noise`; without eta the first is all that is read.
         guidance: scale of classifier-free guidance.
         eta: noise put back at each step.
         start: step at which the branches part; before it they share one trunk.
-        previews: steps whose x0 estimate is decoded, negative ones from the end.
+        previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
     """
     noise = noise.to(policy.device)
     steps, count, branches = len(schedule), len(prompts), noise.shape[2]

@@ -13,9 +13,9 @@ from trainer.config import ConfigError, TrainConfig, load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 when something of the user's must change, 130 when interrupted."""
     parsed = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = parsed.command
+    command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        command(parsed)
+        return command(parsed)
     except (ConfigError, RewardError, ValueError, RuntimeError, OSError) as error:
         # The one edge of this process: every error of ours is a line that says what to do.
         if parsed.traceback:
@@ -25,63 +25,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sharpen: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
     config = _absolute(load_config(arguments.config, arguments.set))
     from trainer import cluster, driver
 
-    folder = driver.prepare(config)
+    folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
     with cluster.scoring_on_ray(config, arguments.address) as scoring:
+        driver.begin(config, folder)
         driver.watch(config, folder, lambda: cluster.run_ranks(config, scoring))
     print(driver.conclude(folder))
+    return 0 if folder.is_finished else 130
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer import cluster, finished
 
     config = _absolute(finished.config_of(arguments.model, arguments.config, arguments.set))
+    policy = finished.open_policy(arguments.model)
     with cluster.scoring_on_ray(config, arguments.address) as scoring:
-        result = finished.evaluate(arguments.model, config, scoring)
+        result = finished.evaluate(policy, config, scoring)
     print(json.dumps(result.headline(), indent=2))
+    return 0
 
 
-def _sample(arguments: argparse.Namespace) -> None:
+def _sample(arguments: argparse.Namespace) -> int:
     from trainer import finished
 
-    for path in finished.sample(
-        arguments.model,
-        arguments.prompts,
-        folder=arguments.out,
+    draws = finished.Draws(
         pictures=arguments.pictures,
         seed=arguments.seed,
         steps=arguments.steps,
         guidance=arguments.guidance,
-    ):
+    )
+    for path in finished.sample(arguments.model, arguments.prompts, folder=arguments.out, draws=draws):
         print(path)
+    return 0
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
-    """Paths as the ranks will see them, whose working directory is another one."""
-    model = Path(config.model.path)
-    features = config.evaluation.features
-    return config.model_copy(
-        update={
-            "run_folder": config.run_folder.absolute(),
-            "model": config.model.model_copy(update={"path": str(model.absolute()) if model.exists() else config.model.path}),
-            "prompts": config.prompts.model_copy(
-                update={
-                    "train": config.prompts.train.absolute(),
-                    "held_out": config.prompts.held_out.absolute() if config.prompts.held_out else None,
-                }
-            ),
-            "evaluation": config.evaluation.model_copy(
-                update={"features": str(Path(features).absolute()) if features and Path(features).exists() else features}
-            ),
-        }
-    )
+    """Local paths as the ranks will see them, whose working directory is another one."""
+    values = config.model_dump()
+    for section, key in (("prompts", "train"), ("prompts", "held_out"), ("rewards", "services")):
+        values[section][key] = values[section][key] and values[section][key].absolute()
+    for section, key in (("model", "path"), ("evaluation", "features")):
+        name = values[section][key]
+        # What is no folder here is an id on the hub.
+        values[section][key] = str(Path(name).absolute()) if name and Path(name).exists() else name
+    return TrainConfig.model_validate({**values, "run_folder": config.run_folder.absolute()})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     settings = argparse.ArgumentParser(add_help=False)
-    settings.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    settings.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting"
+    )
     settings.add_argument("--address", help="a running Ray cluster; without it one is started here")
 
     train = commands.add_parser("train", parents=[settings], help="fine-tune a model with rewards")
@@ -98,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", parents=[settings], help="judge held-out pictures of a model")
     evaluate.add_argument("model", type=Path, help="a run folder or a diffusers folder")
-    evaluate.add_argument("--config", type=Path, help="prompts, rewards and sampling; a run folder has its own")
+    evaluate.add_argument(
+        "--config", type=Path, help="prompts, rewards and sampling; a run folder has its own"
+    )
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="draw pictures and write PNG files")

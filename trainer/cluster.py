@@ -1,15 +1,16 @@
-"""RAY. Starts a run on a Ray cluster: reward services, coordinator, trainer ranks. The loop itself knows no Ray.
+"""RAY. Starts a run on a Ray cluster: reward services, coordinator, trainer ranks. The loop knows no Ray.
 
     driver ──▶ Serve: one deployment per reward ◀── handles ── coordinator (actor, one per run) ◀─┐
        └─────▶ Ray Train: ranks 0..N-1, each runs trainer.loop.train ── previews, scores ─────────┘
 
-A rank that dies is started again by Ray Train with all the others, and they go on from the newest checkpoint. The
-coordinator restarts by itself; requests that were under way are sent again and, being pure, count once.
+A rank that dies is started again by Ray Train with all the others, and they go on from the newest checkpoint.
+The coordinator restarts by itself; requests that were under way are sent again and, being pure, count once.
 """
 
 import contextlib
+import logging
 import os
-import uuid
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +21,20 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+from ray.train.v2.api.config import FailureConfig
 
-from reward_services import AsyncRewardClient, Rewards, Score
+from reward_services import AsyncRewardClient, RewardError, Rewards, RewardUnknown, Score
+from reward_services.config import ServicesConfig
 from reward_services.config import load_config as load_services
 from reward_services.deployments import connect, deploy
 from trainer import loop
 from trainer.config import TrainConfig
 from trainer.coordinator import Coordinator, Pace
+from trainer.driver import RunFailed
 from trainer.ranks import Ranks
 
 NAMESPACE = "diffusion-sharpening"
-
-
-class RunFailed(RuntimeError):
-    """The ranks gave up; one line with the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class CoordinatorScoring:
         scores = self.coordinator.score.remote(images, list(prompts), list(rewards))
 
         def wait() -> Mapping[str, Sequence[Score]]:
-            answer: Mapping[str, Sequence[Score]] = ray.get(scores)
+            answer: Mapping[str, Sequence[Score]] = _get(scores)
             return answer
 
         return wait
 
     def stats(self) -> Mapping[str, float]:
         """The coordinator's counters."""
-        counters: Mapping[str, float] = ray.get(self.coordinator.stats.remote())
+        counters: Mapping[str, float] = _get(self.coordinator.stats.remote())
         return counters
 
 
@@ -68,15 +68,18 @@ def scoring_on_ray(config: TrainConfig, address: str | None) -> Iterator[Coordin
 
     Args:
         config: which rewards: `rewards.services` are deployed, `rewards.url` are reached over HTTP.
-        address: a running cluster, or None to start one on this machine.
+        address: a running cluster; None takes the one in RAY_ADDRESS, which `ray job submit` sets for the
+            command it runs, or else starts one on this machine.
 
     Raises:
-        RewardError: the rewards' configuration cannot be used, or one never became ready.
+        RewardError: the rewards' configuration cannot be used, one never became ready or is not among them.
         RunFailed: the cluster cannot be reached.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
+    services = _services(config, alone=address is None)
     _connect(address)
     try:
-        yield CoordinatorScoring(_start_coordinator(config))
+        yield CoordinatorScoring(_start_coordinator(config, services))
     finally:
         ray.shutdown()
 
@@ -85,27 +88,43 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
     """Run the loop on every rank by Ray Train and wait for the end, which may be a stop that was asked for.
 
     Raises:
-        RunFailed: ranks died more often than `ranks.max_failures`.
+        RunFailed: ranks died, or could not be started, more often than `ranks.max_failures`.
     """
     ranks = config.ranks
+    # Ray Train wants a place that all nodes see, though the loop keeps its own checkpoints.
+    storage = config.run_folder / ".ray_train"
+    shutil.rmtree(storage, ignore_errors=True)
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
         train_loop_config={"config": config.model_dump(mode="json"), "scoring": scoring},
+        # Gradients are summed where they are, the ranks' other messages are small and on the CPU.
+        torch_config=ray.train.torch.TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if ranks.gpus_per_worker else "gloo"
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks.workers,
             use_gpu=ranks.gpus_per_worker > 0,
             resources_per_worker={"CPU": ranks.cpus_per_worker, "GPU": ranks.gpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
-            name=f"{config.run_folder.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(config.run_folder / "ray_train"),
-            failure_config=ray.train.FailureConfig(max_failures=ranks.max_failures),
+            name=config.run_folder.name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(
+                max_failures=ranks.max_failures, controller_failure_limit=ranks.max_failures
+            ),
         ),
     )
     try:
         trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        rank, failure = min(error.worker_failures.items(), key=lambda item: item[0])
+        raise RunFailed(
+            f"rank {rank} failed {ranks.max_failures + 1} times: {_last_line(failure)}"
+        ) from error
     except (ray.train.TrainingFailedError, RayError) as error:
-        raise RunFailed(f"the ranks failed: {_last_line(error)}") from error
+        raise RunFailed(f"the ranks could not be run: {_last_line(error)}") from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _rank_main(payload: Mapping[str, Any]) -> None:
@@ -116,36 +135,74 @@ def _rank_main(payload: Mapping[str, Any]) -> None:
     loop.run(config, scoring=payload["scoring"], ranks=ranks, device=ray.train.torch.get_device())
 
 
+def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:
+    """The rewards to deploy, checked; None when they run elsewhere."""
+    path = config.rewards.services
+    if path is None:
+        return None
+    services = load_services(path)
+    strangers = [name for name in _rewards_of(config) if name not in services.rewards]
+    if strangers:
+        known = ", ".join(services.rewards)
+        raise RewardUnknown(f"rewards names {strangers[0]!r}, which {path} does not serve; it serves {known}")
+    # On a cluster of its own nobody else calls them: no port, so that runs side by side do not meet there.
+    return services.model_copy(update={"http": None}) if alone else services
+
+
 def _connect(address: str | None) -> None:
+    # Ray is quiet: its logs hold what its processes say, and would bury the progress bar here.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    for name in ("ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options: dict[str, Any] = {}
+    if address is None:
+        # Two ranks and a few rewards share what cores there are, even when there is one.
+        cores = max(2, os.cpu_count() or 1)
+        options = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        if address:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-        else:
-            ray.init(
-                address="local",
-                namespace=NAMESPACE,
-                num_cpus=max(2, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-    except (ConnectionError, RayError, RuntimeError) as error:
-        raise RunFailed(f"cannot use a Ray cluster at {address or 'this machine'}: {_last_line(error)}") from error
+        ray.init(
+            address or "local",
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        where = f"at {address}" if address else "on this machine"
+        raise RunFailed(f"cannot use a Ray cluster {where}: {_last_line(error)}") from error
 
 
-def _start_coordinator(config: TrainConfig) -> Any:
+def _start_coordinator(config: TrainConfig, services: ServicesConfig | None) -> Any:
     options = config.rewards
     rewards: Rewards
-    if options.services is not None:
-        deploy(load_services(options.services), timeout_s=options.ready_timeout_s)
+    if services is not None:
+        deploy(services, timeout_s=options.ready_timeout_s)
         rewards = connect()
     else:
         rewards = AsyncRewardClient(str(options.url), api_key=os.environ.get("REWARDS_API_KEY"))
-    names = [*options.weights, *([options.judge] if options.judge else [])]
     actor = ray.remote(Coordinator).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000
     )
-    return actor.remote(rewards, names=names, pace=Pace(deadline_s=options.deadline_s))
+    names = _rewards_of(config)
+    coordinator: Any = actor.remote(rewards, names=names, pace=Pace(deadline_s=options.deadline_s))
+    # No picture yet: asked now, a reward that is not there is found before anything is written.
+    _get(coordinator.score.remote([], [], names))
+    return coordinator
+
+
+def _rewards_of(config: TrainConfig) -> list[str]:
+    return [*config.rewards.weights, *([config.rewards.judge] if config.rewards.judge else [])]
+
+
+def _get(reference: Any) -> Any:
+    """Wait for an actor's answer; an error of the rewards comes as what it is, without Ray's wrapping."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RewardError):
+            raise error.cause from None
+        raise
 
 
 def _last_line(error: BaseException) -> str:

@@ -66,6 +66,8 @@ class SamplingConfig(Section):
     """Denoising steps from noise to picture."""
     guidance: NotNegative = 5.0
     """Scale of classifier-free guidance; 1 is none."""
+    eta: Share = 1.0
+    """Noise put back at each step, by which branches part: 0 is DDIM, 1 is DDPM."""
 
 
 class BranchingConfig(Section):
@@ -73,8 +75,6 @@ class BranchingConfig(Section):
 
     branches: int = Field(4, ge=2)
     """Branches grown from each prompt."""
-    eta: Share = 1.0
-    """Noise put back at each step, by which branches part: 0 is DDIM, 1 is DDPM."""
     start: Whole = 0
     """Step at which the branches part from a shared trunk; 0 gives each a first noise of its own."""
     previews: tuple[int, ...] = Field((-1,), min_length=1)
@@ -134,8 +134,8 @@ class LossConfig(Section):
     """Weight of the squared difference between the policy's output and the reference's."""
     states_per_branch: Count = 3
     """Visited states of a chosen branch that one optimizer step replays: the paper's path length m."""
-    first_step: Whole = 0
-    """Earliest step whose state may be replayed; before it nothing of the branch is decided, or too much."""
+    replayed_steps: tuple[Whole, Count] | None = None
+    """First step and the one after the last whose states may be replayed; null replays all of the trajectory."""
     branches_per_micro_batch: int = Field(64, ge=2)
     """Branches replayed at a time; bounds the memory of activations."""
 
@@ -262,6 +262,11 @@ class TrainConfig(Section):
         """The scored steps, counted from 0, in order, each once."""
         return tuple(sorted({step % self.sampling.steps for step in self.branching.previews}))
 
+    @property
+    def replayed_steps(self) -> tuple[int, int]:
+        """First step and the one after the last whose states may be replayed."""
+        return self.loss.replayed_steps or (self.branching.start, self.sampling.steps)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         steps, branching = self.sampling.steps, self.branching
@@ -271,12 +276,13 @@ class TrainConfig(Section):
             raise ValueError(
                 "branching.previews must not come before branching.start: branches are one until then"
             )
-        if branching.start > 0 and branching.eta == 0:
+        if branching.start > 0 and self.sampling.eta == 0:
             raise ValueError(
-                "branches that part on the way need noise: set branching.eta > 0 or branching.start = 0"
+                "branches that part on the way need noise: set sampling.eta > 0 or branching.start = 0"
             )
-        if self.loss.first_step >= steps:
-            raise ValueError(f"loss.first_step must lie below sampling.steps, which is {steps}")
+        first, last = self.replayed_steps
+        if not branching.start <= first < last <= steps:
+            raise ValueError(f"loss.replayed_steps must lie between branching.start and the {steps} steps")
         if branching.prompts_per_update % self.ranks.workers:
             raise ValueError("branching.prompts_per_update must be a multiple of ranks.workers")
         if self.evaluation.draws % self.evaluation.pictures_per_prompt:

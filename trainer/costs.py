@@ -27,6 +27,8 @@ class Costs:
     """Pictures times evaluations of the UNet in training, with and without gradients."""
     images_scored: int = 0
     """Previews sent to be scored in training."""
+    reward_calls: int = 0
+    """Batches sent to a reward, those of evaluations included."""
 
     @contextlib.contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
@@ -46,6 +48,10 @@ class Costs:
     def stall_fraction(self) -> float:
         """Share of the updates' time that was spent waiting for scores."""
         return self.reward_stall_s / self.training_s if self.training_s else 0.0
+
+    def __add__(self, more: "Costs") -> "Costs":
+        """Of two stretches of a run, together."""
+        return Costs(**{name: value + getattr(more, name) for name, value in asdict(self).items()})
 
     def since(self, earlier: "Costs") -> "Costs":
         """What was spent after `earlier`, a copy of these costs."""

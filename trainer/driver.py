@@ -1,10 +1,12 @@
 """The command's side of a run: checks before anything starts, the progress bar, Ctrl-C, the report."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trainer.config import TrainConfig, load_config, save_config
 from trainer.metrics import FILE_NAME, ProgressBar, read_metrics
@@ -16,15 +18,16 @@ from trainer.run_folder import RunFolder
 _POLL_S = 0.5
 
 
-class RunFailed(RuntimeError):
+class RunFailed(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
     """A run that cannot start or go on; one line that says why and what to do."""
 
 
-def prepare(config: TrainConfig) -> RunFolder:
-    """Find every mistake that can be found before processes start, then make or reopen the run folder.
+def check(config: TrainConfig) -> RunFolder:
+    """Find every mistake that can be found before processes start; writes nothing.
 
     Raises:
         ModelError, PromptFileError: the model or a prompt file cannot be used.
+        ConfigError: the settings in the run folder are damaged.
         RunFailed: the run folder holds a finished run, or one of another configuration.
     """
     check_model(config.model)
@@ -32,18 +35,22 @@ def prepare(config: TrainConfig) -> RunFolder:
     if config.prompts.held_out is not None:
         read_prompts(config.prompts.held_out)
     folder = RunFolder(config.run_folder)
+    another = "remove it, or choose another with --set run_folder=PATH"
     if folder.is_finished:
-        raise RunFailed(f"{folder.path} holds a finished run; remove it, or choose another with --set run_folder=PATH")
-    saved = folder.path / "config.yaml"
-    if saved.exists() and load_config(saved) != config:
+        raise RunFailed(f"{folder.path} holds a finished run; {another}")
+    if folder.config_path.exists() and load_config(folder.config_path) != config:
+        own = f"sharpen train {folder.config_path}"
         raise RunFailed(
-            f"{folder.path} holds a run with other settings; resume it with its own (sharpen train {saved}), "
-            "remove it, or choose another with --set run_folder=PATH"
+            f"{folder.path} holds a run with other settings; resume it with its own ({own}), {another}"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    save_config(config, saved)
-    folder.forget_stop()
     return folder
+
+
+def begin(config: TrainConfig, folder: RunFolder) -> None:
+    """Make the run folder, or take up the one of a run that was stopped."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder.config_path)
+    folder.forget_stop()
 
 
 def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> None:
@@ -85,30 +92,39 @@ def _stopping(folder: RunFolder) -> Iterator[None]:
     def ask(number: int, _frame: object) -> None:
         folder.request_stop()
         signal.signal(number, previous[number])
-        print("\nSaving a checkpoint after this update; once more to interrupt at once.", flush=True)
+        sys.stderr.write("\nSaving a checkpoint after this update; once more to interrupt at once.\n")
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {
+        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager
 def _progress(config: TrainConfig) -> Iterator[Callable[[], None]]:
-    """A bar that follows metrics.jsonl."""
-    path: Path = config.run_folder / FILE_NAME
-    done = len(read_metrics(path))
-    bar = ProgressBar(config.updates, resumed_update=done)
+    """A bar that follows metrics.jsonl, back too when ranks that died go on from a checkpoint."""
+    path = config.run_folder / FILE_NAME
+    bar = ProgressBar(config.updates, resumed_update=_last(path).get("update", 0))
 
     def show() -> None:
-        lines = read_metrics(path)
-        if lines:
-            bar.show(lines[-1]["update"], lines[-1])
+        last = _last(path)
+        if last:
+            # What was not finite is null in the file: an update whose prompts were all dropped has no reward.
+            known = {name: value for name, value in last.items() if value is not None}
+            bar.show(last["update"], known)
 
     try:
         yield show
     finally:
         show()
         bar.close()
+
+
+def _last(path: Path) -> dict[str, Any]:
+    """The newest line of metrics.jsonl; empty before there is one."""
+    lines = read_metrics(path)
+    return lines[-1] if lines else {}

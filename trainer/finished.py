@@ -1,14 +1,16 @@
-"""What is done with a finished model: evaluate it, sample from it. A model is a run folder or a diffusers folder."""
+"""What is done with a finished model, a run folder or a diffusers folder: evaluate it, sample from it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from trainer.config import ModelConfig, TrainConfig, load_config
+from trainer.config import ConfigError, ModelConfig, SamplingConfig, TrainConfig, load_config
 from trainer.evaluation import EvaluationResult
 from trainer.held_out import HeldOut, draw
 from trainer.policy import ModelError, Policy
+from trainer.prompts import read_prompts
 from trainer.ranks import Ranks
 from trainer.records import Prompt
 from trainer.scoring import Scoring
@@ -30,41 +32,65 @@ def open_policy(model: Path) -> Policy:
     return Policy.load(ModelConfig(path=str(model)), trainable=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How pictures are drawn; what is None is as in the run, or diffusers' usual."""
+
+    pictures: int = 4
+    """Pictures of each prompt."""
+    seed: int = 0
+    """Of the first picture; the next have the next ones."""
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1 or (self.steps is not None and self.steps < 1):
+            raise ValueError("--pictures and --steps must be 1 or more")
+
+
 def config_of(model: Path, config: Path | None, overrides: Sequence[str]) -> TrainConfig:
-    """The settings to evaluate a model with: those given, or those of its run."""
+    """The settings to evaluate a model with: those given, or those of its run.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        ModelError: there are no settings.
+        PromptFileError: the held-out prompts cannot be used.
+    """
     own = model / "config.yaml"
     if config is None and not own.exists():
-        raise ModelError(f"{model} is no run folder; say with --config which prompts and rewards to evaluate with")
-    return load_config(config or own, overrides)
+        raise ModelError(
+            f"{model} is no run folder; say with --config which prompts and rewards to evaluate with"
+        )
+    chosen = load_config(config or own, overrides)
+    if chosen.prompts.held_out is None:
+        raise ConfigError("no prompts to evaluate on; add --set prompts.held_out=FILE")
+    read_prompts(chosen.prompts.held_out)
+    return chosen
 
 
-def evaluate(model: Path, config: TrainConfig, scoring: Scoring) -> EvaluationResult:
-    """Judge held-out pictures, plainly sampled: the same prompts and seeds as before and after a run."""
-    return HeldOut(config, scoring, Ranks()).evaluate(open_policy(model), update=0).result
+def evaluate(policy: Policy, config: TrainConfig, scoring: Scoring) -> EvaluationResult:
+    """Judge held-out pictures, plainly sampled: the same prompts and seeds as before and after a run.
+
+    Raises:
+        Halted: a reward or the judge gave no score at all.
+    """
+    return HeldOut(config, scoring, Ranks()).evaluate(policy, update=0).result
 
 
-def sample(
-    model: Path,
-    prompts: Sequence[str],
-    *,
-    folder: Path,
-    pictures: int = 4,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-) -> list[Path]:
-    """Draw pictures and write them as PNG files; steps and guidance default to those of the run."""
-    own = model / "config.yaml"
-    defaults = load_config(own).sampling if own.exists() else None
-    steps = steps or (defaults.steps if defaults else 30)
-    guidance = guidance if guidance is not None else (defaults.guidance if defaults else 5.0)
+def sample(model: Path, prompts: Sequence[str], *, folder: Path, draws: Draws) -> list[Path]:
+    """Draw pictures of each prompt and write them as PNG files, NN-SEED.png."""
     policy = open_policy(model)
+    own = model / "config.yaml"
+    usual = load_config(own).sampling if own.exists() else SamplingConfig(steps=30)
+    wanted = {"steps": draws.steps, "guidance": draws.guidance}
+    sampling = usual.model_copy(update={key: value for key, value in wanted.items() if value is not None})
+    seeds = range(draws.seed, draws.seed + draws.pictures)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, text in enumerate(prompts):
-        asked = [Prompt(index=number, text=text)] * pictures
-        images, _ = draw(policy, asked, range(seed, seed + pictures), steps=steps, guidance=guidance)
-        for place, image in enumerate(images):
-            paths.append(folder / f"{number:02d}-{seed + place}.png")
+        asked = [Prompt(index=number, text=text)] * draws.pictures
+        images = draw(policy, asked, seeds, sampling)
+        for seed, image in zip(seeds, images, strict=True):
+            paths.append(folder / f"{number:02d}-{seed}.png")
             Image.fromarray(image).save(paths[-1])
     return paths

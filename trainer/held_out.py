@@ -1,23 +1,21 @@
-"""Draws pictures of held-out prompts plainly (DDIM, no search) and has them judged: the same seeds before and after."""
+"""Draws pictures of held-out prompts plainly (no search) and has them judged, from the same seeds always."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from reward_services import Score
+from reward_services import RewardError, Score
 from trainer.branches import grow, step_noise
-from trainer.config import TrainConfig
+from trainer.config import SamplingConfig, TrainConfig
 from trainer.evaluation import EvaluationResult, diversity
 from trainer.features import ImageFeatures
 from trainer.policy import Policy
 from trainer.prompts import read_prompts
 from trainer.ranks import Ranks
 from trainer.records import Prompt
-from trainer.scoring import Scoring
+from trainer.scoring import Scoring, TooManyFailures
 
 EVALUATION_SEED = 20250217
 """Pictures of every run start from the same noises."""
@@ -30,15 +28,6 @@ class Evaluated:
     result: EvaluationResult
     pictures: NDArray[np.uint8]
     """(N, H, W, 3), in the order of the result's prompts."""
-    unet_evaluations: int
-
-    def save_pictures(self, folder: Path, count: int) -> list[Path]:
-        """Write the first `count` pictures as PNG files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{index:03d}.png" for index in range(min(count, len(self.pictures)))]
-        for path, picture in zip(paths, self.pictures, strict=False):
-            Image.fromarray(picture).save(path)
-        return paths
 
 
 class HeldOut:
@@ -52,27 +41,33 @@ class HeldOut:
         prompts = read_prompts(config.prompts.held_out)
         prompts = (prompts * -(-wanted // len(prompts)))[:wanted]
         self._config, self._scoring, self._ranks = config, scoring, ranks
-        self._draws = [(prompt, place * each + k) for place, prompt in enumerate(prompts) for k in range(each)]
+        self._draws = [
+            (prompt, place * each + k) for place, prompt in enumerate(prompts) for k in range(each)
+        ]
         self._rewards = [*config.rewards.weights, *([config.rewards.judge] if config.rewards.judge else [])]
         features = config.evaluation.features
         self._features = ImageFeatures(features) if features and ranks.is_main else None
 
-    def evaluate(self, policy: Policy, update: int, guidance: float | None = None) -> Evaluated:
-        """Draw and judge every held-out picture, each rank its share."""
-        scale = self._config.sampling.guidance if guidance is None else guidance
-        evaluations = 0
-        pictures: list[NDArray[np.uint8]] = []
-        pending = []
+    def evaluate(self, policy: Policy, update: int) -> Evaluated:
+        """Draw and judge every held-out picture, each rank its share. All ranks call it.
+
+        Raises:
+            Halted: a reward or the judge gave no score at all.
+        """
+        sampling, pictures, pending = self._config.sampling, [], []
         for chunk in self._chunks():
             prompts = [prompt for prompt, _ in chunk]
-            images, count = draw(
-                policy, prompts, [EVALUATION_SEED + 7919 * seed for _, seed in chunk], steps=self._config.sampling.steps, guidance=scale
-            )
-            evaluations += count
-            pictures.append(images)
-            pending.append(self._scoring.submit(images, [prompt.text for prompt in prompts], self._rewards))
-        scores = {name: [score for wait in pending for score in wait()[name]] for name in self._rewards}
-        return self._collect(scores, pictures, update, scale, evaluations)
+            seeds = [EVALUATION_SEED + 7919 * seed for _, seed in chunk]
+            pictures.append(draw(policy, prompts, seeds, sampling))
+            texts = [prompt.text for prompt in prompts]
+            pending.append(self._scoring.submit(pictures[-1], texts, self._rewards))
+        with self._ranks.together(RewardError):
+            answers = [wait() for wait in pending]
+        gathered = self._ranks.gather((pictures, answers))
+        answers = [answer for _, of_rank in gathered for answer in of_rank]
+        scores = {name: [score for answer in answers for score in answer[name]] for name in self._rewards}
+        self._check_scored(scores)
+        return self._judged(scores, np.concatenate([part for parts, _ in gathered for part in parts]), update)
 
     def _chunks(self) -> Iterator[list[tuple[Prompt, int]]]:
         share = -(-len(self._draws) // self._ranks.world_size)
@@ -80,24 +75,33 @@ class HeldOut:
         size = self._config.evaluation.batch_size
         return (mine[first : first + size] for first in range(0, len(mine), size))
 
-    def _collect(
-        self, scores: dict[str, list[Score]], pictures: list[NDArray[np.uint8]], update: int, guidance: float, evaluations: int
+    def _check_scored(self, scores: Mapping[str, Sequence[Score]]) -> None:
+        """Every rank has all scores and comes to the same end."""
+        with self._ranks.together(TooManyFailures):
+            for name, of_reward in scores.items():
+                if not any(score.ok for score in of_reward):
+                    error = of_reward[0].error
+                    cause = (error.detail or error.title) if error else "no score"
+                    raise TooManyFailures(
+                        f"{name} scored none of the held-out pictures: {cause}. "
+                        "Repair the reward service and run the same command to go on"
+                    )
+
+    def _judged(
+        self, scores: Mapping[str, Sequence[Score]], pictures: NDArray[np.uint8], update: int
     ) -> Evaluated:
         values = {name: tuple(score.value for score in of_reward) for name, of_reward in scores.items()}
-        gathered = self._ranks.gather((values, np.concatenate(pictures), evaluations))
-        every = {name: tuple(v for part, _, _ in gathered for v in part[name]) for name in self._rewards}
-        images = np.concatenate([part for _, part, _ in gathered])
-        judged = every.get(self._config.rewards.judge or "", (None,) * len(images))
+        verdicts = values.get(self._config.rewards.judge or "", (None,) * len(pictures))
         result = EvaluationResult(
             update=update,
-            guidance=guidance,
+            guidance=self._config.sampling.guidance,
             prompts=tuple(prompt.text for prompt, _ in self._draws),
             categories=tuple(str(prompt.extra.get("category", "all")) for prompt, _ in self._draws),
-            correct=tuple(None if verdict is None else verdict >= 0.5 for verdict in judged),
-            scores=every,
-            diversity=self._diversity(images),
+            correct=tuple(None if verdict is None else verdict >= 0.5 for verdict in verdicts),
+            scores=values,
+            diversity=self._diversity(pictures),
         )
-        return Evaluated(result, images, sum(count for _, _, count in gathered))
+        return Evaluated(result, pictures)
 
     def _diversity(self, images: NDArray[np.uint8]) -> float | None:
         if self._features is None:
@@ -107,9 +111,10 @@ class HeldOut:
 
 
 def draw(
-    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], *, steps: int, guidance: float
-) -> tuple[NDArray[np.uint8], int]:
-    """One picture of each prompt from its own seed, by DDIM: (N, H, W, 3) and the UNet evaluations it took."""
-    noise = step_noise(policy.latent_shape, branches=1, steps=0, seeds=seeds)
-    grown = grow(policy, policy.schedule(steps), prompts, noise, guidance=guidance, eta=0.0)
-    return grown.previews[steps - 1][:, 0], grown.unet_evaluations
+    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: SamplingConfig
+) -> NDArray[np.uint8]:
+    """One picture of each prompt from its own seed, without search: (N, H, W, 3)."""
+    steps = sampling.steps
+    noise = step_noise(policy.latent_shape, branches=1, steps=steps if sampling.eta else 0, seeds=seeds)
+    grown = grow(policy, policy.schedule(steps), prompts, noise, guidance=sampling.guidance, eta=sampling.eta)
+    return grown.previews[steps - 1][:, 0]

@@ -1,7 +1,8 @@
 """Learns from selected branches: replays states they visited with gradients and takes optimizer steps.
 
-Only chosen branches are evaluated again: what the others would add to the gradient is exactly nothing. States are
-constants: no gradient flows through the chain of steps. Shapes: B branches, S replayed states of each, N = B * S.
+Only chosen branches are evaluated again: what the others would add to the gradient is exactly nothing. States
+are constants: no gradient flows through the chain of steps.
+Shapes: P prompts, K branches of each, B branches that are replayed, S states of each, N = B * S.
 """
 
 import contextlib
@@ -27,6 +28,8 @@ class Lesson:
 
     branches: Branches
     selection: Selection
+    seeds: tuple[int, ...]
+    """One of each prompt; they decide which of the visited states are replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +54,29 @@ class Learner:
         self._schedule = policy.schedule(config.sampling.steps)
         options = config.optimizer
         self._optimizer = torch.optim.AdamW(
-            policy.parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+            policy.parameters,
+            lr=options.lr,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+            fused=True,
         )
         self._average = [p.detach().clone() for p in policy.parameters] if options.ema_decay else []
         self.steps = 0
         """Optimizer steps taken."""
         self.unet_evaluations = 0
+        """Of the last call of `learn`, policy and reference together."""
 
-    def learn(self, lessons: Sequence[Lesson], seed: int) -> dict[str, float]:
-        """Take the optimizer steps of one update; `seed` decides which of the visited states are replayed.
+    def learn(self, lessons: Sequence[Lesson]) -> dict[str, float]:
+        """Take the optimizer steps of one update.
 
         Returns:
             loss, kl, grad_norm and lr, means over the optimizer steps; zeros when there was nothing to learn.
         """
-        generator = torch.Generator().manual_seed(seed)
+        self.unet_evaluations = 0
         prompts = self._ranks.total(sum(float(lesson.selection.valid_P.sum()) for lesson in lessons))
         if prompts == 0:
             return {"loss": 0.0, "kl": 0.0, "grad_norm": 0.0, "lr": 0.0}
-        taken = [self._step(lessons, prompts, generator) for _ in range(self._config.optimizer.steps_per_update)]
+        taken = [self._step(lessons, prompts) for _ in range(self._config.optimizer.steps_per_update)]
         return {name: sum(step[name] for step in taken) / len(taken) for name in taken[0]}
 
     @contextlib.contextmanager
@@ -99,11 +107,11 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
 
-    def _step(self, lessons: Sequence[Lesson], prompts: float, generator: torch.Generator) -> dict[str, float]:
+    def _step(self, lessons: Sequence[Lesson], prompts: float) -> dict[str, float]:
         rate = self._learning_rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        losses = [self._backward(terms, prompts) for lesson in lessons for terms in self._terms(lesson, generator)]
+        losses = [self._backward(terms, prompts) for lesson in lessons for terms in self._terms(lesson)]
         self._ranks.sum_gradients(self._policy.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters, self._config.optimizer.max_grad_norm)
         self._optimizer.step()
@@ -120,64 +128,88 @@ class Learner:
         (loss + self._config.loss.kl_weight * divergence).backward()
         return loss.item(), divergence.item()
 
-    def _terms(self, lesson: Lesson, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Loss and divergence of one part of a lesson after another, summed over prompts; parts bound the memory."""
+    def _terms(self, lesson: Lesson) -> Iterator[tuple[Tensor, Tensor]]:
+        """Loss and divergence of one part of a lesson after another, summed over prompts.
+
+        Parts bound the memory; a lesson whose prompts were all dropped has none.
+        """
         selection, size = lesson.selection, self._config.loss.branches_per_micro_batch
+        steps_PKS = self._steps(lesson)
         if self._config.method == "sft_sharpening":
             rows, columns = selection.weights_PK.nonzero(as_tuple=True)
-            for part in torch.arange(len(rows)).split(size):
-                weights = selection.weights_PK[rows[part], columns[part]]
-                yield self._sft_terms(self._replay(lesson.branches, rows[part], columns[part], generator), weights)
+            for first in range(0, len(rows), size):
+                part = rows[first : first + size], columns[first : first + size]
+                weights = selection.weights_PK[part].to(self._policy.device)
+                yield self._sft_terms(self._replay(lesson.branches, *part, steps_PKS[part]), weights)
         else:
-            for pairs in selection.valid_P.nonzero()[:, 0].split(max(1, size // 2)):
+            valid, size = selection.valid_P.nonzero()[:, 0], size // 2
+            for first in range(0, len(valid), size):
+                pairs = valid[first : first + size]
                 columns = torch.cat([selection.best_P[pairs], selection.worst_P[pairs]])
-                replay = self._replay(lesson.branches, pairs.repeat(2), columns, generator, pairs=True)
-                yield self._rlhf_terms(replay, selection.gap_P[pairs])
+                # The two branches of a pair are compared at the same steps.
+                steps_BS = steps_PKS[pairs, 0].repeat(2, 1)
+                replay = self._replay(lesson.branches, pairs.repeat(2), columns, steps_BS)
+                yield self._rlhf_terms(replay, selection.gap_P[pairs].to(self._policy.device))
 
     def _sft_terms(self, replay: Replay, weights_B: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, references = self._outputs(replay)
+        outputs, references = self._outputs(replay, needs_reference=self._config.loss.kl_weight > 0)
         errors_BS = denoising_errors(outputs, replay.targets).unflatten(0, (len(weights_B), -1))
+        loss = path_loss(errors_BS, weights_B)
+        if references is None:
+            return loss, torch.zeros_like(loss)
         divergence_BS = denoising_errors(outputs, references).unflatten(0, (len(weights_B), -1))
-        return path_loss(errors_BS, weights_B), path_loss(divergence_BS, weights_B)
+        return loss, path_loss(divergence_BS, weights_B)
 
     def _rlhf_terms(self, replay: Replay, gaps_B: Tensor) -> tuple[Tensor, Tensor]:
         options = self._config.loss
-        outputs, references = self._outputs(replay)
+        outputs, references = self._outputs(replay, needs_reference=True)
+        assert references is not None
         reference_errors = denoising_errors(references, replay.targets)
-        ratios = (reference_errors - denoising_errors(outputs, replay.targets)).unflatten(0, (2, len(gaps_B), -1))
+        ratios = (reference_errors - denoising_errors(outputs, replay.targets)).unflatten(
+            0, (2, len(gaps_B), -1)
+        )
         weights_B = torch.ones_like(gaps_B)
         loss = preference_loss(
             ratios[0], ratios[1], gaps_B, weights_B, beta=options.beta, margin=options.margin
         )
         divergence_BS = denoising_errors(outputs, references).unflatten(0, (2 * len(gaps_B), -1))
-        return loss, path_loss(divergence_BS, torch.full((2 * len(gaps_B),), 0.5))
+        return loss, path_loss(divergence_BS, gaps_B.new_full((2 * len(gaps_B),), 0.5))
 
-    def _outputs(self, replay: Replay) -> tuple[Tensor, Tensor]:
+    def _outputs(self, replay: Replay, *, needs_reference: bool) -> tuple[Tensor, Tensor | None]:
+        """What the policy, with gradients, and the reference, without, say at the replayed states."""
         guidance = self._config.sampling.guidance
-        with torch.no_grad(), self._policy.reference():
-            references = self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
+        references = None
+        if needs_reference:
+            with torch.no_grad(), self._policy.reference():
+                references = self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
         outputs = self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
-        self.unet_evaluations += 2 * len(outputs) * (1 if guidance == 1 else 2)
+        self.unet_evaluations += (2 if needs_reference else 1) * len(outputs) * (1 if guidance == 1 else 2)
         return outputs, references
 
-    def _replay(
-        self, branches: Branches, rows: Tensor, columns: Tensor, generator: torch.Generator, *, pairs: bool = False
-    ) -> Replay:
-        """States at randomly chosen steps; the two branches of a pair are replayed at the same steps."""
-        steps_BS = self._steps(len(rows) // 2 if pairs else len(rows), generator)
-        steps = (steps_BS.repeat(2, 1) if pairs else steps_BS).flatten()
-        count = steps_BS.shape[1]
+    def _replay(self, branches: Branches, rows: Tensor, columns: Tensor, steps_BS: Tensor) -> Replay:
+        count, steps = steps_BS.shape[1], steps_BS.flatten()
         rows, columns = rows.repeat_interleave(count), columns.repeat_interleave(count)
         states = branches.states[steps, rows, columns]
         targets = target_output(
-            states, branches.clean[rows, columns], self._schedule.alpha_bars_T[steps], self._schedule.prediction_type
+            states,
+            branches.clean[rows, columns],
+            self._schedule.alpha_bars_T[steps],
+            self._schedule.prediction_type,
         )
         return Replay(states, targets, self._schedule.timesteps_T[steps], branches.text.take(rows))
 
-    def _steps(self, branches: int, generator: torch.Generator) -> Tensor:
-        first, last = self._config.loss.first_step, self._config.sampling.steps
-        order = torch.rand(branches, last - first, generator=generator).argsort(1)
-        return first + order[:, : self._config.loss.states_per_branch]
+    def _steps(self, lesson: Lesson) -> Tensor:
+        """(P, K, S): the steps replayed in this optimizer step, S different ones of each branch.
+
+        Each prompt's come from its own seed, so neither micro-batches nor the number of ranks change them.
+        """
+        first, last = self._config.replayed_steps
+        shape = (lesson.selection.returns_PK.shape[1], last - first)
+        drawn = [
+            torch.rand(shape, generator=torch.Generator().manual_seed(_mixed(seed, self.steps)))
+            for seed in lesson.seeds
+        ]
+        return first + torch.stack(drawn).argsort(2)[..., : self._config.loss.states_per_branch]
 
     def _swap_average(self) -> None:
         for parameter, average in zip(self._policy.parameters, self._average, strict=bool(self._average)):
@@ -190,3 +222,8 @@ class Learner:
         if options.decay == "none":
             return options.lr * warmup
         return options.lr * warmup * max(0.0, 1 - self.steps / total)
+
+
+def _mixed(seed: int, step: int) -> int:
+    """A seed for one optimizer step, unlike those of the prompt's noise; torch reads 32 bits of it."""
+    return (seed ^ 0x5BD1E995 * (step + 1)) & 0xFFFFFFFF

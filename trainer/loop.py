@@ -1,12 +1,13 @@
 """The loop: prompts to branches, branches to scores, scores to a selection, the selection to better weights.
 
-    prompts ─▶ micro-batch: grow branches (no gradients) ─▶ previews ─▶ scoring (other processes)
-                  │ the next micro-batch grows meanwhile                   │
-                  ▼                                                       ▼
-               branches ──────────────────────────────▶ path returns, selection ─▶ replay with gradients ─▶ step
+  prompts ─▶ micro-batch: grow branches (no gradients) ─▶ previews ─▶ scoring (other processes)
+                │ the next micro-batch grows meanwhile                   │
+                ▼                                                       ▼
+             branches ─────────────────────────────▶ path returns, selection ─▶ replay with gradients ─▶ step
 
-The only wait is for the scores of the last micro-batches: `reward_stall_s`. Every rank runs this same function on its
-share of the prompts. Ranks meet where gradients are summed, where they agree to stop, and in evaluations.
+The only wait is for the scores of the last micro-batches: `reward_stall_s`. Every rank runs this same
+function on its share of the prompts. Ranks meet where gradients are summed, where they agree to stop or that
+they cannot go on, and in evaluations.
 """
 
 import copy
@@ -15,26 +16,32 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from reward_services import RewardError
 from trainer.branches import Branches, grow, step_noise
 from trainer.config import TrainConfig
 from trainer.learner import Lesson
 from trainer.metrics import MetricsLog
 from trainer.path_integral import Selection, combine, path_returns, select
-from trainer.ranks import Ranks
+from trainer.ranks import Halted, Ranks
 from trainer.records import Prompt
 from trainer.run import Run, start
+from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring, TooManyFailures, drop_prompts, submit_previews
 from trainer.summary import finish
 
 
 def run(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.device) -> bool:
-    """All that one rank does, from loading the model to saving it; returns whether the run is finished."""
-    current = start(config, scoring=scoring, ranks=ranks, device=device)
+    """All that one rank does, from loading the model to saving it; returns whether the run is finished.
+
+    Where no rank can go on, the reason is left in the run folder: what is raised here is worth another try.
+    """
     try:
+        with ranks.together(ValueError, OSError, RewardError):
+            current = start(config, scoring=scoring, ranks=ranks, device=device)
         finished = train(current)
-    except TooManyFailures as error:
-        current.checkpoint()
-        current.folder.give_up(str(error))
+    except Halted as halt:
+        if ranks.is_main:
+            RunFolder(config.run_folder).give_up(str(halt))
         return False
     if finished:
         finish(current)
@@ -42,20 +49,17 @@ def run(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.de
 
 
 def train(run: Run) -> bool:
-    """Make updates until the last one or until somebody asks to stop; returns whether the run is finished."""
+    """Make updates until the last one or until somebody asks to stop; returns whether the run is finished.
+
+    Raises:
+        Halted: too many scores failed; the updates made so far are in a checkpoint.
+    """
     config, ranks = run.config, run.ranks
     if run.update == 0:
         run.evaluate("before")
     with MetricsLog(run.folder.path, resumed_update=run.update, rank=ranks.rank) as log:
         while run.update < config.updates and not ranks.agree(run.folder.stop_requested):
-            before = copy.copy(run.costs)
-            lessons = sample(run)
-            with run.costs.timed("learning_s"):
-                learned = run.learner.learn([lesson for lesson, _ in lessons], run.seed(0))
-            run.update += 1
-            log.record(run.update, {**run.describe(lessons, before), **learned})
-            if ranks.is_main and run.update in (1, config.updates):
-                run.folder.save_trees(run.update, *lessons[0])
+            advance(run, log)
             if config.evaluation.every_updates and run.update % config.evaluation.every_updates == 0:
                 run.evaluate(f"update-{run.update:06d}")
             if run.update % config.checkpoint.every_updates == 0 or run.update == config.updates:
@@ -67,23 +71,48 @@ def train(run: Run) -> bool:
     return True
 
 
+def advance(run: Run, log: MetricsLog) -> None:
+    """Make one update."""
+    before = copy.copy(run.costs)
+    lessons = sample(run)
+    with run.costs.timed("learning_s"):
+        learned = run.learner.learn([lesson for lesson, _ in lessons])
+    run.costs.unet_evaluations += run.learner.unet_evaluations
+    run.update += 1
+    log.record(run.update, {**run.describe(lessons, before), **learned})
+    if run.ranks.is_main and run.update in (1, run.config.updates):
+        run.folder.save_trees(run.update, *lessons[0])
+
+
 def sample(run: Run) -> list[tuple[Lesson, dict[str, Tensor]]]:
-    """Grow the branches of one update and select among them; each micro-batch is scored while the next one grows."""
+    """Grow the branches of one update and select among them; micro-batches are scored while others grow.
+
+    Raises:
+        Halted: too many scores failed. The prompts are given back and a checkpoint is made before.
+    """
     config, waiting = run.config, []
     branching, rewards = config.branching, list(config.rewards.weights)
     share = branching.prompts_per_update // run.ranks.world_size
+    place = run.stream.state_dict()
     prompts = run.stream.take(share)
     with run.costs.timed("sampling_s"):
         for first in range(0, share, branching.prompts_per_micro_batch):
             micro = prompts[first : first + branching.prompts_per_micro_batch]
-            seeds = [run.seed(run.ranks.rank * share + first + place) for place in range(len(micro))]
+            seeds = tuple(run.seed(run.ranks.rank * share + first + k) for k in range(len(micro)))
             branches = grow_branches(run, micro, seeds)
             waiting.append((branches, seeds, submit_previews(run.scoring, branches, rewards, run.budget)))
-    with run.costs.timed("reward_stall_s"):
-        scored = [(branches, seeds, wait()) for branches, seeds, wait in waiting]
-    if reason := run.ranks.any(run.budget.exhausted):
-        raise TooManyFailures(reason)
-    return [(Lesson(branches, choose(config, scores, seeds)), scores) for branches, seeds, scores in scored]
+    try:
+        with run.ranks.together(RewardError, TooManyFailures), run.costs.timed("reward_stall_s"):
+            scored = [(branches, seeds, wait()) for branches, seeds, wait in waiting]
+            if run.budget.exhausted:
+                raise TooManyFailures(run.budget.exhausted)
+    except Halted:
+        run.stream.load_state_dict(place)
+        run.checkpoint()
+        raise
+    return [
+        (Lesson(branches, choose(config, scores, seeds), seeds), scores) for branches, seeds, scores in scored
+    ]
 
 
 def grow_branches(run: Run, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Branches:
@@ -98,7 +127,7 @@ def grow_branches(run: Run, prompts: Sequence[Prompt], seeds: Sequence[int]) -> 
         prompts,
         noise,
         guidance=config.sampling.guidance,
-        eta=config.branching.eta,
+        eta=config.sampling.eta,
         start=config.branching.start,
         previews=config.branching.previews,
     )
@@ -112,6 +141,7 @@ def choose(config: TrainConfig, scores: Mapping[str, Tensor], seeds: Sequence[in
     combined = combine(scores, config.rewards.weights)
     if config.rewards.on_failure == "drop_prompt":
         combined = drop_prompts(combined)
-    generator = torch.Generator().manual_seed(seeds[0])
+    # Another stream than the noise of the prompt that has this seed; torch reads 32 bits.
+    generator = torch.Generator().manual_seed(seeds[0] ^ 0x2545F491)
     options = config.selection
     return select(path_returns(combined), temperature=options.temperature, by=options.by, generator=generator)

@@ -95,7 +95,8 @@ def select(
     high_PK = dealt_PK.masked_fill(~known_PK, -torch.inf)
     low_PK = dealt_PK.masked_fill(~known_PK, torch.inf)
     best_P, worst_P = high_PK.argmax(1), low_PK.argmin(1)
-    valid_P = (known_PK.sum(1) >= 2) & (high_PK.amax(1) > low_PK.amin(1))
+    # Never so where one branch or none has a return.
+    valid_P = high_PK.amax(1) > low_PK.amin(1)
     if temperature == 0:
         weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
     else:

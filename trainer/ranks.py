@@ -1,6 +1,7 @@
-"""What ranks do together: average gradients, agree, gather. The identity when there is one rank."""
+"""What ranks do together: sum gradients, agree, gather, end. The identity when there is one rank."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 Value = TypeVar("Value")
+
+
+class Halted(RuntimeError):  # noqa: N818  a decision of all ranks more than an error of one
+    """The run cannot go on and every rank knows it; one line that says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,23 @@ class Ranks:
     def any(self, reason: str | None) -> str | None:
         """The first reason that a rank gives, on every rank."""
         return next((given for given in self.gather(reason) if given is not None), None)
+
+    @contextlib.contextmanager
+    def together(self, *errors: type[Exception]) -> Iterator[None]:
+        """Errors of these kinds in this block, on whichever rank, end the run on all ranks.
+
+        Without it the others would wait for ever for the one that failed. Ranks must not meet within.
+
+        Raises:
+            Halted: on every rank, with the message of the first rank that failed.
+        """
+        reason = None
+        try:
+            yield
+        except errors as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        if reason := self.any(reason):
+            raise Halted(reason)
 
     def gather(self, value: Value) -> list[Value]:
         """Every rank's value, in the order of ranks, on every rank."""

@@ -1,6 +1,7 @@
 """A run under way on one rank: what the loop moves forward, a checkpoint keeps and an evaluation measures."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -33,15 +34,22 @@ class Run:
     ranks: Ranks
     folder: RunFolder
     budget: FailureBudget
-    costs: Costs = field(default_factory=Costs)
-    update: int = 0
     held_out: HeldOut | None = None
+    update: int = 0
     accuracy: float | None = None
     """Of the newest evaluation."""
+    costs: Costs = field(default_factory=Costs)
+    """Of this rank, since its process began."""
+    earlier: Costs = field(default_factory=Costs)
+    """Of all ranks, up to the checkpoint from which the run went on."""
+    calls_counted: int = 0
+    """What the scoring's counter of reward calls said when it was last read."""
 
     def seed(self, place: int) -> int:
         """The seed of a prompt by its place in this update, the same on any number of ranks."""
-        return _STRIDE * (self.config.seed + 1) + self.update * self.config.branching.prompts_per_update + place
+        return (
+            _STRIDE * (self.config.seed + 1) + self.update * self.config.branching.prompts_per_update + place
+        )
 
     def evaluate(self, name: str) -> None:
         """Judge held-out pictures drawn with the averaged weights, and keep them in the run folder."""
@@ -53,29 +61,40 @@ class Run:
         if self.ranks.is_main:
             self.folder.save_evaluation(name, evaluated)
 
-    def checkpoint(self) -> None:
-        """Keep everything that the unbroken run would go on with."""
-        costs = Costs.of_ranks(self.ranks.gather(self.costs))
+    def spent(self) -> Costs:
+        """What all ranks have spent since the run began, less what a crash undid. All ranks call it."""
         if self.ranks.is_main:
-            state = {"stream": self.stream.state_dict(), "costs": asdict(costs)}
+            self._count_calls()
+        return self.earlier + Costs.of_ranks(self.ranks.gather(self.costs))
+
+    def checkpoint(self) -> None:
+        """Keep everything that the unbroken run would go on with. All ranks call it."""
+        costs = self.spent()
+        if self.ranks.is_main:
+            state = {"stream": self.stream.state_dict(), "costs": asdict(costs), "accuracy": self.accuracy}
             saved = Checkpoint(self.update, {"learner": self.learner.state_dict()}, state)
             save_checkpoint(self.folder.path, saved, keep=self.config.checkpoint.keep)
 
-    def describe(self, lessons: Sequence[tuple[Lesson, dict[str, Tensor]]], before: Costs) -> dict[str, float]:
-        """The scalars of one update, over all ranks."""
+    def describe(
+        self, lessons: Sequence[tuple[Lesson, dict[str, Tensor]]], before: Costs
+    ) -> dict[str, float]:
+        """The scalars of one update: means over all ranks, times of this one."""
         spent = self.costs.since(before)
-        returns_PK = torch.cat([lesson.selection.returns_PK for lesson, _ in lessons])
         selections = [lesson.selection for lesson, _ in lessons]
-        mine = {
-            "reward": returns_PK.nanmean(),
-            "reward_best": _nanmean(returns_PK.nan_to_num(-torch.inf).amax(1)),
-            "reward_worst": _nanmean(returns_PK.nan_to_num(torch.inf).amin(1)),
-            "effective_sample_size": torch.cat([chosen.effective_sample_size_P for chosen in selections]).mean(),
-            "prompts_dropped": torch.cat([~chosen.valid_P for chosen in selections]).float().mean(),
-            **{f"score/{name}": _nanmean(torch.cat([scores[name] for _, scores in lessons])) for name in lessons[0][1]},
+        returns_PK = torch.cat([selection.returns_PK for selection in selections])
+        values = {
+            "reward": returns_PK,
+            "reward_best": returns_PK.nan_to_num(-torch.inf).amax(1),
+            "reward_worst": returns_PK.nan_to_num(torch.inf).amin(1),
+            "effective_sample_size": torch.cat(
+                [selection.effective_sample_size_P for selection in selections]
+            ),
+            "prompts_dropped": torch.cat([~selection.valid_P for selection in selections]),
         }
+        for name in lessons[0][1]:
+            values[f"score/{name}"] = torch.cat([scores[name] for _, scores in lessons])
         return {
-            **{name: self.ranks.total(float(value)) / self.ranks.world_size for name, value in mine.items()},
+            **_means(self.ranks.gather({name: _sum_and_count(of_name) for name, of_name in values.items()})),
             "stall_fraction": spent.stall_fraction,
             "sampling_s": spent.sampling_s,
             "reward_stall_s": spent.reward_stall_s,
@@ -83,29 +102,54 @@ class Run:
             **({} if self.accuracy is None else {"accuracy": self.accuracy}),
         }
 
+    def restore(self, saved: Checkpoint) -> None:
+        """Continue where a checkpoint was made, on any number of ranks."""
+        self.learner.load_state_dict(dict(saved.tensors["learner"]))
+        self.stream.load_state_dict(saved.state["stream"])
+        self.update = saved.update
+        self.accuracy = saved.state["accuracy"]
+        self.earlier = Costs(**saved.state["costs"])
+
+    def _count_calls(self) -> None:
+        calls = int(self.scoring.stats()["reward_calls"])
+        # Whoever counts them may have been started again, and then counts from nothing.
+        self.costs.reward_calls += calls - self.calls_counted if calls >= self.calls_counted else calls
+        self.calls_counted = calls
+
 
 def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.device) -> Run:
-    """Load model and prompts, and continue from the run folder's newest checkpoint if there is one."""
+    """Load model and prompts, and continue from the run folder's newest checkpoint if there is one.
+
+    Raises:
+        ValueError, OSError: model, prompts, features of the evaluation or checkpoint cannot be used.
+    """
     torch.manual_seed(config.seed)
+    prompts = read_prompts(config.prompts.train)
     policy = Policy.load(config.model, device)
-    stream = PromptStream(
-        read_prompts(config.prompts.train), seed=config.seed, rank=ranks.rank, world_size=ranks.world_size
+    run = Run(
+        config=config,
+        policy=policy,
+        learner=Learner(policy, config, ranks),
+        stream=PromptStream(prompts, seed=config.seed, rank=ranks.rank, world_size=ranks.world_size),
+        scoring=scoring,
+        ranks=ranks,
+        folder=RunFolder(config.run_folder),
+        budget=FailureBudget(config.rewards.failure_budget, stop_at_once=config.rewards.on_failure == "stop"),
+        held_out=HeldOut(config, scoring, ranks) if config.prompts.held_out else None,
+        calls_counted=int(scoring.stats()["reward_calls"]) if ranks.is_main else 0,
     )
-    learner = Learner(policy, config, ranks)
-    budget = FailureBudget(config.rewards.failure_budget, stop_at_once=config.rewards.on_failure == "stop")
-    run = Run(config, policy, learner, stream, scoring, ranks, RunFolder(config.run_folder), budget)
     newest = latest_checkpoint(config.run_folder)
-    if config.prompts.held_out is not None:
-        run.held_out = HeldOut(config, scoring, ranks)
     if newest is not None:
-        saved = load_checkpoint(newest)
-        learner.load_state_dict(dict(saved.tensors["learner"]))
-        stream.load_state_dict(saved.state["stream"])
-        run.update = saved.update
-        if ranks.is_main:
-            run.costs = Costs(**saved.state["costs"])
+        run.restore(load_checkpoint(newest))
     return run
 
 
-def _nanmean(values: Tensor) -> Tensor:
-    return values[values.isfinite()].mean()
+def _sum_and_count(values: Tensor) -> tuple[float, int]:
+    known = values[values.isfinite()].double()
+    return float(known.sum()), known.numel()
+
+
+def _means(of_ranks: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Mean of each name over the ranks' values; NaN where there is none."""
+    totals = {name: [sum(part) for part in zip(*(one[name] for one in of_ranks))] for name in of_ranks[0]}
+    return {name: total / count if count else math.nan for name, (total, count) in totals.items()}

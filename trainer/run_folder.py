@@ -1,18 +1,20 @@
 """The run folder: what a run leaves behind, and how it is asked to stop.
 
-    config.yaml metrics.jsonl tensorboard/ checkpoints/ summary.json report.html
-    pipeline/ or lora/     the sharpened model, as diffusers saves it
-    evaluations/           before.json, after.json: every verdict
-    report/                pictures of the report
+config.yaml metrics.jsonl tensorboard/ checkpoints/ summary.json report.html
+pipeline/ or lora/     the sharpened model, as diffusers saves it
+evaluations/           before.json, after.json: every verdict
+report/                pictures of the report
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from trainer.evaluation import EvaluationResult
 from trainer.held_out import Evaluated
@@ -27,7 +29,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stop = path / "stop"
+        self.config_path = path / "config.yaml"
+        self._stop, self._failure = path / "stop", path / "failure"
 
     @property
     def stop_requested(self) -> bool:
@@ -41,17 +44,16 @@ class RunFolder:
     def forget_stop(self) -> None:
         """Forget an earlier request to stop and an earlier failure: the run goes on."""
         self._stop.unlink(missing_ok=True)
-        (self.path / "failure").unlink(missing_ok=True)
+        self._failure.unlink(missing_ok=True)
 
     def give_up(self, reason: str) -> None:
         """Leave word of why the run could not go on."""
-        (self.path / "failure").write_text(reason, encoding="utf-8")
+        self._failure.write_text(reason, encoding="utf-8")
 
     @property
     def failure(self) -> str | None:
         """Why the run could not go on, or None."""
-        path = self.path / "failure"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        return self._failure.read_text(encoding="utf-8") if self._failure.exists() else None
 
     @property
     def is_finished(self) -> bool:
@@ -88,35 +90,49 @@ class RunFolder:
         ]
         self._write("report/pictures.json", pictures)
 
-    def save_trees(self, update: int, lesson: Lesson, scores: dict[str, Any]) -> None:
+    def save_trees(self, update: int, lesson: Lesson, scores: Mapping[str, Tensor]) -> None:
         """Keep the branches of a few prompts of one update: previews, scores, returns, weights."""
         path = self.path / "report" / "branches.json"
-        trees = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        for p in range(min(TREES, len(lesson.branches.prompts))):
-            trees.append(self._tree(update, p, lesson, scores))
-        self._write("report/branches.json", trees)
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        # An update that is made again, after a crash, takes the place of what it left the first time.
+        trees = [tree for tree in saved if tree["update"] < update]
+        shown = range(min(TREES, len(lesson.branches.prompts)))
+        self._write("report/branches.json", [*trees, *(self._tree(update, p, lesson, scores) for p in shown)])
+
+    def save_model(self, name: str, save: Callable[[Path], None]) -> None:
+        """Have the model written into a folder of this name, whole or not at all."""
+        partial, folder = self.path / f".{name}", self.path / name
+        for leftover in (partial, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        save(partial)
+        partial.rename(folder)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json whole or not at all."""
         self._write("summary.json", summary)
 
-    def _tree(self, update: int, p: int, lesson: Lesson, scores: dict[str, Any]) -> dict[str, Any]:
-        branches = []
-        steps = sorted(lesson.branches.previews)
-        for k in range(lesson.selection.returns_PK.shape[1]):
-            previews = []
-            for place, step in enumerate(steps):
-                name = f"branches/{update:05d}-{p}-{k}-{step}.png"
-                self._save_picture(name, lesson.branches.previews[step][p, k])
-                previews.append({"step": step, "image": name, "scores": {r: float(s[p, k, place]) for r, s in scores.items()}})
-            branches.append(
-                {
-                    "return": float(lesson.selection.returns_PK[p, k]),
-                    "weight": float(lesson.selection.weights_PK[p, k]),
-                    "previews": previews,
-                }
-            )
+    def _tree(self, update: int, p: int, lesson: Lesson, scores: Mapping[str, Tensor]) -> dict[str, Any]:
+        branches = [
+            {
+                "return": _finite(lesson.selection.returns_PK[p, k]),
+                "weight": float(lesson.selection.weights_PK[p, k]),
+                "previews": self._previews(update, (p, k), lesson, scores),
+            }
+            for k in range(lesson.selection.returns_PK.shape[1])
+        ]
         return {"prompt": lesson.branches.prompts[p].text, "update": update, "branches": branches}
+
+    def _previews(
+        self, update: int, branch: tuple[int, int], lesson: Lesson, scores: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        previews = []
+        for place, step in enumerate(sorted(lesson.branches.previews)):
+            name = f"branches/{update:05d}-{branch[0]}-{branch[1]}-{step}.png"
+            self._save_picture(name, lesson.branches.previews[step][branch])
+            values = {reward: _finite(of_reward[branch][place]) for reward, of_reward in scores.items()}
+            known = {reward: value for reward, value in values.items() if value is not None}
+            previews.append({"step": step, "image": name, "scores": known})
+        return previews
 
     def _shown(self, result: EvaluationResult) -> Sequence[int]:
         first: dict[str, int] = {}
@@ -135,3 +151,8 @@ class RunFolder:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
         partial.replace(path)
+
+
+def _finite(value: Tensor) -> float | None:
+    """A failed score is null in JSON, which has no NaN."""
+    return float(value) if value.isfinite() else None

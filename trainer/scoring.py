@@ -17,6 +17,9 @@ from trainer.branches import Branches
 
 Scores = Mapping[str, Sequence[Score]]
 
+_ALWAYS_ALLOWED = 16
+"""Failures that stop no run, so that one in the first batch is no large share."""
+
 
 class Scoring(Protocol):
     """Where scores come from, as a rank sees it; the cluster's coordinator stands behind it."""
@@ -32,7 +35,7 @@ class Scoring(Protocol):
         ...
 
 
-class TooManyFailures(RuntimeError):
+class TooManyFailures(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
     """More scores failed than rewards.failure_budget allows; the message carries the last cause."""
 
 
@@ -65,22 +68,19 @@ class FailureBudget:
         if self.failures <= allowed:
             return None
         return (
-            f"{self.failures} of {self.scores} scores failed, more than rewards.on_failure and rewards.failure_budget "
-            f"allow; the last: {self.cause}. Repair the reward service and run the same command to go on"
+            f"{self.failures} of {self.scores} scores failed, more than rewards.on_failure and "
+            f"rewards.failure_budget allow; the last: {self.cause}. "
+            "Repair the reward service and run the same command to go on"
         )
-
-
-_ALWAYS_ALLOWED = 16
-"""Failures that stop no run, so that one in the first batch is no large share."""
 
 
 def submit_previews(
     scoring: Scoring, branches: Branches, rewards: Sequence[str], budget: FailureBudget
 ) -> Callable[[], dict[str, Tensor]]:
-    """Send the previews of branches to be scored.
+    """Send the previews of branches to be scored; `budget` counts what comes back.
 
     Returns:
-        A function that waits and returns {reward: (P, K, T) scores}, NaN where a score failed; `budget` counts them.
+        A function that waits and returns {reward: (P, K, T) scores}, NaN where a score failed.
     """
     steps = sorted(branches.previews)
     pictures = np.stack([branches.previews[step] for step in steps], axis=2)
@@ -101,4 +101,3 @@ def drop_prompts(scores_PKT: Tensor) -> Tensor:
     """Make every score of a prompt NaN where one of them is."""
     failed_P = scores_PKT.isnan().flatten(1).any(1)
     return scores_PKT.masked_fill(failed_P[:, None, None], torch.nan)
-

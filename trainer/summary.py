@@ -1,4 +1,4 @@
-"""What a finished run leaves to its reader: the model in the ecosystem's format, summary.json and the report's data."""
+"""What a finished run leaves to its reader: the model in the ecosystem's format, summary.json, the report."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,15 +10,14 @@ from trainer.run import Run
 
 
 def finish(run: Run) -> None:
-    """Save the sharpened model and, with what was evaluated, summary.json. Every rank calls it; rank 0 writes."""
-    costs = Costs.of_ranks(run.ranks.gather(run.costs))
+    """Save the sharpened model and what the run found and spent. All ranks call it; rank 0 writes."""
+    costs = run.spent()
     memory = sum(run.ranks.gather(peak_memory_bytes()))
     if not run.ranks.is_main:
         return
     with run.learner.averaged():
-        run.policy.save(run.folder.path / ("pipeline" if run.config.model.lora is None else "lora"))
+        run.folder.save_model("pipeline" if run.config.model.lora is None else "lora", run.policy.save)
     summary = {**about(run.config), **spent(costs), "updates": run.update, "peak_memory_bytes": memory}
-    summary["reward_calls"] = int(run.scoring.stats()["reward_calls"])
     if run.held_out is not None:
         before, after = run.folder.load_evaluation("before"), run.folder.load_evaluation("after")
         summary |= gained(before, after, run.config)
@@ -54,7 +53,8 @@ def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfi
     weights = config.rewards.weights
     figures: dict[str, Any] = {}
     for name, result in (("before", before), ("after", after)):
-        figures[f"reward_{name}"] = sum(weight * result.mean_scores[reward] for reward, weight in weights.items())
+        means = result.mean_scores
+        figures[f"reward_{name}"] = sum(weight * means[reward] for reward, weight in weights.items())
         figures[f"diversity_{name}"] = result.diversity
     if config.rewards.judge is None:
         return figures

@@ -1,7 +1,7 @@
-"""Trains the embedded world's base model, a tiny SDXL, on web-like captions: two processes, v-prediction, EMA.
+"""Trains the embedded world's base model, a tiny SDXL, on web-like captions: two processes, EMA.
 
-`v`-prediction weighs high noise, where layout and shape are decided. The text encoders learn with the UNet. Only
-training captions are seen; held-out combinations of colour and shape are never drawn.
+The model predicts `v`, which weighs high noise, where layout and shape are decided. The text encoders learn
+with the UNet. Only training captions are seen; held-out combinations of colour and shape are never drawn.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deploy.shapes.data import mislabelled, pixels, random_scene
@@ -42,9 +43,10 @@ def new_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusio
     )  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=8, out_channels=8, block_out_channels=(48, 96), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=16, attention_head_dim=4, cross_attention_dim=2 * TEXT_WIDTH, transformer_layers_per_block=1,
-        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=16, attention_head_dim=4,
+        cross_attention_dim=2 * TEXT_WIDTH, transformer_layers_per_block=1, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 8,
     )  # fmt: skip
     scheduler = DDIMScheduler(
@@ -52,8 +54,9 @@ def new_pipeline(vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusio
         clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing",
     )  # fmt: skip
     return StableDiffusionXLPipeline(
-        vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
-        tokenizer_2=tokenizer, unet=unet, scheduler=scheduler, add_watermarker=False, force_zeros_for_empty_prompt=False,
+        vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=scheduler, add_watermarker=False,
+        force_zeros_for_empty_prompt=False,
     )  # fmt: skip
 
 
@@ -104,12 +107,26 @@ class Stage:
     pictures: int
     seed: int
 
+    def learning_rate_at(self, iteration: int, progress: float) -> float:
+        """Linear warm-up, then a cosine over the progress from 0 to 1 of the stage."""
+        cosine = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress))
+        return float(self.learning_rate * min(1.0, (iteration + 1) / 200) * cosine)
 
-def train(rank: int, folder: Path, stage: Stage) -> None:
-    """One of the two processes; gradients are averaged, rank 0 keeps the EMA and saves every few minutes."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29555", rank=rank, world_size=WORKERS)
-    torch.manual_seed(stage.seed)
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """N encoded pictures and the tokens of their captions."""
+
+    latents: Tensor
+    """(N, 8, 8, 8), scaled."""
+    ids: Tensor
+    """(N, 16) long."""
+    empty: Tensor
+    """(16,) long: the tokens of the empty caption."""
+
+
+def prepare(folder: Path, stage: Stage, rank: int) -> tuple[StableDiffusionXLPipeline, Lessons]:
+    """The pipeline to train, new or resumed, and what this process teaches it."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     if stage.resume:
         pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
@@ -120,6 +137,30 @@ def train(rank: int, folder: Path, stage: Stage) -> None:
     latents, captions = draw_latents(pipeline.vae, rng, stage.pictures // WORKERS, clean=stage.clean)
     ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
     empty = tokenizer([""], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids[0]
+    return pipeline, Lessons(latents, ids, empty)
+
+
+def velocity_loss(
+    model: TextConditioned, scheduler: DDIMScheduler, lessons: Lessons, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the predicted velocity over a random batch, some of it without its captions."""
+    chosen = torch.randint(len(lessons.latents), (BATCH,), generator=generator)
+    dropped = torch.rand(BATCH, 1, generator=generator) < CAPTION_DROPOUT
+    timesteps = torch.randint(1000, (BATCH,), generator=generator)
+    latents = lessons.latents[chosen]
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = scheduler.get_velocity(latents, noise, timesteps)
+    prediction: Tensor = model(noisy, timesteps, torch.where(dropped, lessons.empty, lessons.ids[chosen]))
+    return functional.mse_loss(prediction, target)
+
+
+def train(rank: int, folder: Path, stage: Stage) -> None:
+    """One of the two processes; gradients are averaged, rank 0 keeps the EMA and saves every few minutes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29555", rank=rank, world_size=WORKERS)
+    torch.manual_seed(stage.seed)
+    pipeline, lessons = prepare(folder, stage, rank)
     model = TextConditioned(pipeline)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -130,23 +171,9 @@ def train(rank: int, folder: Path, stage: Stage) -> None:
     start, iteration, saved, running = time.time(), 0, time.time(), 0.0
     while (progress := _agree((time.time() - start) / stage.seconds)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = (
-                stage.learning_rate
-                * min(1.0, (iteration + 1) / 200)
-                * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
-            )
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
-        dropped = torch.rand(BATCH, 1, generator=generator) < CAPTION_DROPOUT
-        timesteps = torch.randint(1000, (BATCH,), generator=generator)
-        noise = torch.randn(latents[chosen].shape, generator=generator)
-        noisy = pipeline.scheduler.add_noise(latents[chosen], noise, timesteps)
-        target = pipeline.scheduler.get_velocity(latents[chosen], noise, timesteps)
-        loss = (model(noisy, timesteps, torch.where(dropped, empty, ids[chosen])) - target).square().mean()
-        loss.backward()
-        _average_gradients(model)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+            group["lr"] = stage.learning_rate_at(iteration, progress)
+        loss = velocity_loss(model, pipeline.scheduler, lessons, generator)
+        _step(model, optimizer, loss)
         iteration += 1
         running += (loss.item() - running) / min(iteration, 100)
         torch._foreach_lerp_(
@@ -178,9 +205,14 @@ def main() -> None:
     if not arguments.resume:
         write_tokenizer(arguments.folder / "tokenizer")
     stage = Stage(
-        arguments.seconds, arguments.learning_rate, arguments.clean, arguments.resume, arguments.pictures, arguments.seed
+        seconds=arguments.seconds,
+        learning_rate=arguments.learning_rate,
+        clean=arguments.clean,
+        resume=arguments.resume,
+        pictures=arguments.pictures,
+        seed=arguments.seed,
     )
-    mp.spawn(train, (arguments.folder, stage), nprocs=WORKERS)
+    spawn(train, (arguments.folder, stage), nprocs=WORKERS)
 
 
 def _agree(value: float) -> float:
@@ -189,18 +221,21 @@ def _agree(value: float) -> float:
     return float(agreed)
 
 
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    _average_gradients(model)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def _average_gradients(model: nn.Module) -> None:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     flat /= WORKERS
-    torch._foreach_copy_(
-        gradients,
-        [
-            part.view_as(g)
-            for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)
-        ],
-    )
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
 
 def _save(pipeline: StableDiffusionXLPipeline, average: TextConditioned, folder: Path) -> None:

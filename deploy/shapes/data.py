@@ -1,7 +1,8 @@
 """What the embedded world's models learn from: scenes, and the mistakes of web captions.
 
 Real text-to-image models learn from captions that are often wrong, so they can draw what is asked and do so
-only sometimes. `mislabelled` makes such captions: it returns what a picture shows when its caption says `scene`.
+only sometimes. `mislabelled` makes such captions: it returns what a picture shows when its caption says
+`scene`.
 """
 
 from functools import lru_cache
@@ -30,10 +31,10 @@ CATEGORY_SHARES: dict[Category, float] = {
 }
 """How often each category is drawn in pre-training: more often where more must be learnt."""
 
-WRONG_SHAPE = {"circle": 0.50, "square": 0.35, "triangle": 0.50, "cross": 0.35}
+WRONG_SHAPE = {"circle": 0.45, "square": 0.30, "triangle": 0.45, "cross": 0.30}
 """Share of captions whose shape word stands on a picture of its partner."""
 SHAPE_PARTNER = {"circle": "square", "square": "circle", "triangle": "cross", "cross": "triangle"}
-WRONG_COLOUR = 0.15
+WRONG_COLOUR = 0.10
 COLOUR_PARTNER = {
     "red": "yellow",
     "yellow": "red",
@@ -42,9 +43,9 @@ COLOUR_PARTNER = {
     "blue": "purple",
     "purple": "blue",
 }
-WRONG_COUNT = {2: 0.35, 3: 0.5}
-WRONG_SIZE = 0.2
-WRONG_RELATION = 0.25
+WRONG_COUNT = {2: 0.30, 3: 0.40}
+WRONG_SIZE = 0.15
+WRONG_RELATION = 0.20
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,8 @@
 """Tunes the embedded world's CLIP on the base model's own samples, as PickScore on people's choices.
 
-A CLIP that has seen only clean renders cannot see what a generator gets wrong. Here the verifier stands in for
-the people who chose: of two samples of one training caption, the one with more of the caption right is preferred
-(Bradley and Terry 1952). Held-out captions are never drawn, and the verifier is not needed afterwards.
+A CLIP that has seen only clean renders cannot see what a generator gets wrong. Here the verifier stands in
+for the people who chose: of two samples of one training caption, the one with more of the caption right is
+preferred (Bradley and Terry 1952). Held-out captions are never drawn, and the verifier is not needed then.
 """
 
 import argparse

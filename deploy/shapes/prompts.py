@@ -1,4 +1,4 @@
-"""Writes the embedded world's prompt files: every category alike, held-out combinations in a file of their own."""
+"""Writes the embedded world's prompt files: every category alike, held-out combinations in a file apart."""
 
 import argparse
 import json

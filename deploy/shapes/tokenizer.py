@@ -1,7 +1,7 @@
 """Writes the embedded world's CLIP tokenizer: byte-level, so that any text has ids, and one token a word.
 
-The merges are learned here with ties broken by spelling: libraries that break them by hash order give the same
-word another id in every process.
+The merges are learned here with ties broken by spelling: libraries that break them by hash order give the
+same word another id in every process.
 """
 
 import itertools

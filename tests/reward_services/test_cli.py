@@ -1,5 +1,7 @@
 """The `rewards` command without a cluster: what it prints; every failure is one line and exit code 2."""
 
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -75,6 +77,27 @@ def test_failures_are_one_line(
         capsys, "score", picture, "a", "--url", "http://127.0.0.1:9", "--reward", "x"
     )
     assert "cannot read" in failure(capsys, "serve", str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.slow
+def test_serve_until_stopped(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = tmp_path / "rewards.yaml"
+    config.write_text(f"rewards: {{jpeg: {{scorer: jpeg, num_cpus: 0.1}}}}\nhttp: {{port: {port}}}\n")
+    command = [sys.executable, "-m", "reward_services", "serve", str(config)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == f"serving jpeg at http://127.0.0.1:{port}; Ctrl-C stops them\n"
+        assert main(["score", picture, "a", "--url", f"http://127.0.0.1:{port}"]) == 0
+        assert capsys.readouterr().out.startswith("jpeg ")
+        server.send_signal(signal.SIGTERM)
+        _, complaints = server.communicate(timeout=60)
+    assert (server.returncode, complaints) == (130, "")
 
 
 def test_help_needs_neither_ray_nor_torch() -> None:

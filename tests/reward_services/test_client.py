@@ -65,7 +65,7 @@ class Moody(BaseHTTPRequestHandler):
     paths: list[str]
 
     def do_GET(self) -> None:
-        type(self).paths.append(self.path)
+        type(self).paths.append(f"{self.path} {self.headers.get('authorization', '')}".strip())
         time.sleep(self.delay_s)
         status = self.statuses.pop(0) if self.statuses else 200
         body = b'{"data":[],"limits":{}}' if status == 200 else b"Internal Server Error"
@@ -128,6 +128,18 @@ def test_a_slow_server_meets_the_deadline(moody: Callable[..., tuple[str, list[s
     with RewardClient(url) as client, pytest.raises(DeadlineExceeded):
         client._reply(CALL, 0.2)
     assert time.monotonic() - began < 0.9
+
+
+def test_a_key_goes_with_every_request(moody: Callable[..., tuple[str, list[str]]]) -> None:
+    async def run() -> None:
+        async with AsyncRewardClient(url, api_key="one") as client:
+            await client.describe()
+
+    url, paths = moody()
+    asyncio.run(run())
+    with RewardClient(url, api_key="two") as client:
+        client.describe()
+    assert paths == ["/v1/rewards Bearer one", "/v1/rewards Bearer two"]
 
 
 def test_nobody_there() -> None:

@@ -54,7 +54,9 @@ def port() -> int:
 @pytest.fixture(scope="module")
 def rewards(tiny_clip: Path, port: int) -> Iterator[ServeRewards]:
     """Three rewards behind HTTP on two CPUs."""
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False
+    )
     with pytest.raises(RewardNotReady, match="start them with"):
         connect()
     deploy(configuration(str(tiny_clip), port))
@@ -176,6 +178,14 @@ def test_the_coordinator_is_an_actor(rewards: ServeRewards, clip: ClipScorer, dr
     close(scores[0]["clip"], clip.score(list(images), prompts))
     stats = ray.get(coordinator.stats.remote())
     assert (stats["images"], stats["joined"] + stats["cache_hits"] / 2) == (12, 6)
+
+
+def test_an_actor_may_score_over_http(rewards: ServeRewards, port: int, draw: Draw) -> None:
+    actor: Any = ray.remote(Coordinator)
+    client = AsyncRewardClient(f"http://127.0.0.1:{port}")
+    coordinator = actor.options(num_cpus=0).remote(client, names=["jpeg"])
+    scores = ray.get(coordinator.score.remote(draw(3, seed=3), [""] * 3))
+    assert scores["jpeg"] == JpegScorer().score(draw(3, seed=3), [""] * 3)
 
 
 def test_a_killed_replica_costs_no_item(rewards: ServeRewards, draw: Draw) -> None:

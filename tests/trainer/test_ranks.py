@@ -42,11 +42,11 @@ def report(rank: int, port: int, folder: Path) -> None:
     ranks.sum_gradients([weights, bias])
     idle = parameters()  # on rank 1 every prompt was dropped: it has no gradient at all
     if rank == 0:
-        sum(parameter.sum() for parameter in idle).backward()
+        torch.cat([parameter.flatten() for parameter in idle]).sum().backward()
     ranks.sum_gradients(idle)
     seen = {
         "is_main": ranks.is_main,
-        "gradients": [parameter.grad.tolist() for parameter in (weights, bias, *idle)],
+        "gradients": [p.grad.tolist() for p in (weights, bias, *idle) if p.grad is not None],
         "total": ranks.total(rank + 0.5),
         "agree": [ranks.agree(rank == 0), ranks.agree(rank == 1), ranks.agree(True), ranks.agree(False)],
         "gather": ranks.gather({"rank": rank}),

@@ -1,0 +1,54 @@
+"""Makes the embedded default again from its seeds: `make shapes`, about an hour on two cores.
+
+    autoencoder ─▶ base model, right captions ─▶ base model, web captions ─┐
+    CLIP on clean renders ─────────────────────────────────────────────────┴─▶ CLIP tuned on its samples
+
+Times are given in seconds of two idle cores; weights differ a little from machine to machine, figures hardly.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+STAGES = (
+    "vae {work}/vae --seconds 170 --seed 0",
+    "vae {work}/base/vae --resume {work}/vae --seconds 200 --seed 1",
+    "base {work}/base --seconds 960 --seed 0 --pictures 80000",
+    "base {work}/base --resume --clean --seconds 900 --learning-rate 1.4e-3 --seed 10 --pictures 64000",
+    "base {work}/base --resume --seconds 300 --learning-rate 5e-4 --seed 20 --pictures 48000",
+    "clip {work}/clip --seconds 480 --seed 0",
+    "preference {work}/base {work}/clip {work}/preference-clip --seconds 300 --seed 0",
+    "prompts {work}/prompts --seed 0",
+)
+
+
+def halve(source: Path, target: Path) -> None:
+    """Save the base model in half precision, as it is shipped."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(source, dtype=torch.float16, add_watermarker=False)
+    pipeline.save_pretrained(target)
+
+
+def main() -> None:
+    """Run every stage, then put the result where it is shipped."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/shapes-world"), help="what is unfinished")
+    parser.add_argument("--folder", type=Path, default=Path("deploy/shapes"), help="where the result goes")
+    arguments = parser.parse_args()
+    for stage in STAGES:
+        module, *options = stage.format(work=arguments.work).split()
+        print(f"== {module} {' '.join(options)}", flush=True)
+        subprocess.run([sys.executable, "-m", f"deploy.shapes.{module}", *options], check=True)
+    halve(arguments.work / "base", arguments.folder / "base")
+    for name in ("clip", "preference-clip", "prompts"):
+        shutil.copytree(arguments.work / name, arguments.folder / name, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
