@@ -106,7 +106,7 @@ class Policy:
         trainable: bool = True,
         adapter: Path | None = None,
     ) -> "Policy":
-        """Load a diffusers folder or hub id, to be trained or, with `trainable` false, to be sampled from only.
+        """Load a diffusers folder or hub id, to be trained or only to be sampled from.
 
         Args:
             config: which model.
@@ -130,8 +130,8 @@ class Policy:
             )
         except OSError as error:
             raise ModelError(
-                f"cannot load model.path {config.path!r}; give a folder that diffusers' save_pretrained wrote "
-                f"or the id of a model on the hub, reachable from here ({' '.join(str(error).split())})"
+                f"cannot load model.path {config.path!r}; give a folder that diffusers' save_pretrained "
+                f"wrote or the id of a model on the hub, reachable from here ({' '.join(str(error).split())})"
             ) from error
         prediction_type = pipeline.scheduler.config.prediction_type
         if prediction_type not in PREDICTION_TYPES:
@@ -263,7 +263,8 @@ def check_model(config: ModelConfig) -> None:
         return
     if not index.is_file():
         raise ModelError(
-            f"{folder} has no model_index.json; model.path must be a folder that diffusers' save_pretrained wrote"
+            f"{folder} has no model_index.json; "
+            "model.path must be a folder that diffusers' save_pretrained wrote"
         )
     kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     if kind not in SUPPORTED:

@@ -45,6 +45,14 @@ def test_what_was_spent_since() -> None:
     assert costs.since(earlier) == Costs(sampling_s=2, unet_evaluations=7)
 
 
+def test_two_stretches_add_up() -> None:
+    costs = Costs(sampling_s=5, unet_evaluations=10, reward_calls=3)
+    assert costs + Costs(sampling_s=2, images_scored=7, reward_calls=1) == Costs(
+        sampling_s=7, unet_evaluations=10, images_scored=7, reward_calls=4
+    )
+    assert (costs + Costs()).since(costs) == Costs()
+
+
 def test_ranks_spend_their_time_side_by_side_and_their_counts_together() -> None:
     total = Costs.of_ranks(
         [

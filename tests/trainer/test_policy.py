@@ -191,6 +191,23 @@ def test_a_saved_lora_is_one_that_diffusers_loads(folder: Path, tmp_path: Path) 
     torch.testing.assert_close(prediction(base), prediction(policy), atol=1e-5, rtol=1e-5)
 
 
+def test_a_saved_lora_can_be_put_on_to_sample(folder: Path, tmp_path: Path) -> None:
+    policy = load(folder)
+    train_a_step(policy)
+    policy.save(tmp_path / "lora")
+    config = ModelConfig(path=str(folder), lora=LORA)
+    sampled = Policy.load(config, trainable=False, adapter=tmp_path / "lora")
+    torch.testing.assert_close(prediction(sampled), prediction(policy), atol=1e-5, rtol=1e-5)
+    assert sampled.parameters == []
+
+
+@TRAINED
+def test_what_is_only_sampled_from_has_nothing_to_train(folder: Path, lora: LoraConfig | None) -> None:
+    policy = Policy.load(ModelConfig(path=str(folder), lora=lora), trainable=False)
+    assert policy.parameters == []
+    torch.testing.assert_close(prediction(policy), prediction(load(folder)))
+
+
 def test_a_saved_model_is_one_that_diffusers_loads(folder: Path, tmp_path: Path) -> None:
     policy = load(folder, None)
     train_a_step(policy)

@@ -4,11 +4,12 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from trainer.ranks import Ranks
+from trainer.ranks import Halted, Ranks
 
 
 def parameters() -> list[torch.Tensor]:
@@ -28,6 +29,30 @@ def test_one_rank_is_the_identity() -> None:
     assert ranks.agree(True)
     assert not ranks.agree(False)
     assert ranks.gather("a") == ["a"]
+    assert ranks.any(None) is None
+    assert ranks.any("trouble") == "trouble"
+
+
+def test_an_error_of_a_named_kind_halts_in_one_line() -> None:
+    with pytest.raises(Halted, match=r"^the disk is full$"), Ranks().together(OSError, KeyError):
+        raise OSError("the disk\n  is full")
+    with pytest.raises(Halted, match=r"^TimeoutError$"), Ranks().together(OSError):
+        raise TimeoutError
+    with pytest.raises(ZeroDivisionError), Ranks().together(OSError):
+        raise ZeroDivisionError
+    with Ranks().together(OSError):
+        pass
+
+
+def halting(ranks: Ranks) -> str:
+    """What ends a block in which rank 1 fails."""
+    try:
+        with ranks.together(OSError):
+            if ranks.rank == 1:
+                raise OSError("only rank 1 failed")
+    except Halted as halted:
+        return str(halted)
+    return "went on"
 
 
 def report(rank: int, port: int, folder: Path) -> None:
@@ -50,6 +75,8 @@ def report(rank: int, port: int, folder: Path) -> None:
         "total": ranks.total(rank + 0.5),
         "agree": [ranks.agree(rank == 0), ranks.agree(rank == 1), ranks.agree(True), ranks.agree(False)],
         "gather": ranks.gather({"rank": rank}),
+        "any": [ranks.any(None), ranks.any("second" if rank else None), ranks.any(f"rank {rank}")],
+        "halted": halting(ranks),
     }
     (folder / f"{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
     dist.destroy_process_group()
@@ -68,4 +95,6 @@ def test_two_ranks_act_as_one(tmp_path: Path) -> None:
         "total": 2.0,
         "agree": [True, False, True, False],
         "gather": [{"rank": 0}, {"rank": 1}],
+        "any": [None, "second", "rank 0"],
+        "halted": "only rank 1 failed",
     }

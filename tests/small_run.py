@@ -1,0 +1,146 @@
+"""A whole run small enough for a test: its files, its settings, real scorers in this process, ranks over gloo."""
+
+import json
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from numpy.typing import NDArray
+from torch.multiprocessing.spawn import spawn
+
+from reward_services import Score
+from reward_services.scorers import SCORERS
+from trainer.config import ModelConfig, TrainConfig, load_config
+from trainer.policy import Policy
+from trainer.ranks import Ranks
+from trainer.run import Run, start
+from trainer.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+CAPTIONS = (
+    "a red circle",
+    "two blue squares",
+    "a green triangle",
+    "three yellow circles",
+    "a red cross and a purple square",
+    "a purple triangle",
+)
+
+
+class ScoringHere:
+    """`Scoring` by scorers in this process.
+
+    `jpeg` is a reward, `large` (incompressible) a judge that now and then says yes, and `verifier` refuses the
+    16 x 16 pictures of the tiny pipeline: a reward that really fails.
+    """
+
+    def __init__(self) -> None:
+        self._scorers = {
+            "jpeg": SCORERS["jpeg"](direction="compressible"),
+            "large": SCORERS["jpeg"](direction="incompressible"),
+            "verifier": SCORERS["verifier"](),
+        }
+        self.asked: list[Mapping[str, Sequence[Score]]] = []
+
+    def submit(
+        self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
+    ) -> Callable[[], Mapping[str, Sequence[Score]]]:
+        def wait() -> Mapping[str, Sequence[Score]]:
+            self.asked.append({name: self._scorers[name].score(list(images), prompts) for name in rewards})
+            return self.asked[-1]
+
+        return wait
+
+    def stats(self) -> Mapping[str, float]:
+        return {"reward_calls": float(sum(len(scores) for scores in self.asked))}
+
+
+def settings(folder: Path, pipeline: Path) -> dict[str, Any]:
+    """Settings of a run of three updates in `folder`/run, its prompt files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": text, "category": "count" if "s" in text[-1] else "attribute"} for text in CAPTIONS]
+    for name in ("train", "held-out"):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "seed": 3,
+        "updates": 3,
+        "run_folder": str(folder / "run"),
+        "model": {"path": str(pipeline), "lora": None},
+        "prompts": {"train": str(folder / "train.jsonl"), "held_out": str(folder / "held-out.jsonl")},
+        "rewards": {"url": "http://127.0.0.1:9", "weights": {"jpeg": 1.0}, "judge": "large"},
+        "sampling": {"steps": 3, "guidance": 1.5, "eta": 1.0},
+        "branching": {"branches": 3, "prompts_per_update": 4, "prompts_per_micro_batch": 2},
+        "loss": {"beta": 100.0, "margin": "none", "states_per_branch": 2},
+        "optimizer": {"lr": 1e-3, "steps_per_update": 2, "ema_decay": 0.9},
+        "checkpoint": {"every_updates": 10},
+        "evaluation": {"draws": 8, "pictures_per_prompt": 2, "batch_size": 3},
+        "ranks": {"cpus_per_worker": 0.5},
+    }
+
+
+def configured(folder: Path, pipeline: Path, *overrides: str) -> TrainConfig:
+    """The settings with some changed, as `--set` changes them, and their run folder made."""
+    path = folder / "settings.yaml"
+    values = settings(folder, pipeline)
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    config = load_config(path, overrides)
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    return config
+
+
+def started(config: TrainConfig, ranks: Ranks | None = None) -> Run:
+    """One rank of the run, ready to go."""
+    return start(config, scoring=ScoringHere(), ranks=ranks or Ranks(), device=CPU)
+
+
+def weights_of(config: TrainConfig) -> list[torch.Tensor]:
+    """The trained weights in the newest checkpoint, then their averages."""
+    newest = max((config.run_folder / "checkpoints").glob("update-*"))
+    learner = torch.load(newest / "learner.pt", weights_only=True)
+    return [*learner["parameters"], *learner["average"]]
+
+
+def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """Between corresponding weights."""
+    return max(float((a - b).detach().abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def relative_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], begin: Path) -> float:
+    """Norm of the difference of two trained UNets, relative to how far the first has moved from its beginning.
+
+    Adam divides by the gradient's size: single weights whose gradient is nearly nothing feel rounding most.
+    """
+    policy = Policy.load(ModelConfig(path=str(begin), lora=None), trainable=True)
+    first = [parameter.detach() for parameter in policy.parameters]
+
+    def distance(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+        return float(torch.cat([(x.detach() - y.detach()).flatten() for x, y in zip(a, b)]).norm())
+
+    return distance(one, other) / distance(one[: len(first)], first)
+
+
+def in_two_ranks(work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work(ranks, *arguments)` in two processes that are connected by gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_ranked, args=(port, work, arguments), nprocs=2)
+
+
+def stop_at(folder: RunFolder) -> None:
+    """Ask a run to stop before it begins."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.request_stop()
+
+
+def _ranked(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    work(Ranks(rank, 2), *arguments)
+    dist.destroy_process_group()

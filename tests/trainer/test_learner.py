@@ -1,0 +1,196 @@
+"""Replaying the winners is the update that graphs of all branches would give, in any parts and on any ranks."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.small_run import configured, in_two_ranks, largest_difference, relative_difference, started
+from trainer.config import TrainConfig
+from trainer.diffusion import target_output
+from trainer.learner import Learner, Lesson
+from trainer.loop import sample
+from trainer.losses import denoising_errors, path_loss, preference_loss
+from trainer.ranks import Ranks
+from trainer.run import Run
+
+METHODS = pytest.mark.parametrize("method", ["rlhf_sharpening", "sft_sharpening"])
+PLAIN = ("optimizer.ema_decay=0", "optimizer.steps_per_update=1")
+
+
+@pytest.fixture
+def folder(pipelines: dict[str, Path]) -> Path:
+    return pipelines["epsilon"]
+
+
+def lessons_of(run: Run) -> list[Lesson]:
+    return [lesson for lesson, _ in sample(run)]
+
+
+def moved(config: TrainConfig, lessons: list[Lesson] | None = None) -> tuple[list[Tensor], dict[str, float]]:
+    """The weights after one update, and what the learner said."""
+    run = started(config)
+    learned = run.learner.learn(lessons_of(run) if lessons is None else lessons)
+    return [parameter.detach().clone() for parameter in run.policy.parameters], learned
+
+
+def kept_graph_loss(run: Run, lesson: Lesson, steps_PKS: Tensor) -> Tensor:
+    """The loss with the policy evaluated with gradients at every step of every branch, of which some are used."""
+    config, branches, schedule = run.config, lesson.branches, run.policy.schedule(run.config.sampling.steps)
+    steps, prompts, count = len(schedule), len(branches.prompts), branches.states.shape[2]
+    text = branches.text.take(torch.arange(prompts).repeat_interleave(count))
+    errors = []
+    for reference in (False, True):
+        outputs = []
+        for j in range(steps):
+            states, times = branches.states[j].flatten(0, 1), schedule.timesteps_T[j].expand(prompts * count)
+            with torch.set_grad_enabled(not reference):
+                if reference:
+                    with run.policy.reference():
+                        outputs.append(run.policy.predict(states, times, text, config.sampling.guidance))
+                else:
+                    outputs.append(run.policy.predict(states, times, text, config.sampling.guidance))
+        targets = [
+            target_output(
+                branches.states[j].flatten(0, 1),
+                branches.clean.flatten(0, 1),
+                schedule.alpha_bars_T[j],
+                schedule.prediction_type,
+            )
+            for j in range(steps)
+        ]
+        of_steps = [denoising_errors(output, target) for output, target in zip(outputs, targets)]
+        errors.append(torch.stack(of_steps, 1).unflatten(0, (prompts, count)))
+    policy_PKT, reference_PKT = errors
+    selection = lesson.selection
+    if config.method == "sft_sharpening":
+        chosen_PKS = policy_PKT.gather(2, steps_PKS)
+        return path_loss(chosen_PKS.flatten(0, 1), selection.weights_PK.flatten())
+    rows = torch.arange(prompts)
+    ratios_PKS = (reference_PKT - policy_PKT).gather(2, steps_PKS[:, :1].expand_as(steps_PKS))
+    return preference_loss(
+        ratios_PKS[rows, selection.best_P],
+        ratios_PKS[rows, selection.worst_P],
+        selection.gap_P,
+        torch.ones(prompts),
+        beta=config.loss.beta,
+        margin=config.loss.margin,
+    )
+
+
+@METHODS
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_replayed_winners_give_the_gradient_of_graphs_kept(
+    pipelines: dict[str, Path], tmp_path: Path, method: str, kind: str
+) -> None:
+    config = configured(tmp_path, pipelines[kind], f"method={method}", *PLAIN, "loss.states_per_branch=1")
+    run = started(config)
+    lessons = lessons_of(run)
+    run.learner.learn(lessons)  # off the reference, where log-ratios are not all nothing
+    steps = [run.learner._steps(lesson) for lesson in lessons]
+    (sum(kept_graph_loss(run, lesson, of) for lesson, of in zip(lessons, steps)) / 4).backward()
+    expected = [parameter.grad.clone() for parameter in run.policy.parameters if parameter.grad is not None]
+    for parameter in run.policy.parameters:
+        parameter.grad = None
+    for lesson in lessons:
+        for terms in run.learner._terms(lesson):
+            run.learner._backward(terms, 4)
+    found = [parameter.grad for parameter in run.policy.parameters if parameter.grad is not None]
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1e-3
+    assert largest_difference(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("margin", ["none", "inside"])
+def test_policy_and_reference_alike_lose_log_two(folder: Path, tmp_path: Path, margin: str) -> None:
+    config = configured(tmp_path, folder, *PLAIN, f"loss.margin={margin}")
+    run = started(config)
+    lessons = lessons_of(run)
+    gaps = torch.cat([lesson.selection.gap_P for lesson in lessons])
+    assert gaps.min() > 0
+    expected = torch.log1p(torch.exp(gaps if margin == "inside" else torch.zeros_like(gaps))).mean()
+    learned = run.learner.learn(lessons)
+    assert learned["loss"] == pytest.approx(float(expected), abs=1e-5)
+    assert learned["kl"] == 0
+
+
+@METHODS
+def test_parts_change_memory_and_not_the_update(folder: Path, tmp_path: Path, method: str) -> None:
+    options = (f"method={method}", "selection.temperature=0.05")
+    whole, _ = moved(configured(tmp_path, folder, *options))
+    parts, _ = moved(configured(tmp_path, folder, *options, "loss.branches_per_micro_batch=2"))
+    micro, _ = moved(configured(tmp_path, folder, *options, "branching.prompts_per_micro_batch=1"))
+    assert relative_difference(whole, parts, folder) < 1e-3
+    assert relative_difference(whole, micro, folder) < 1e-3
+
+
+def half(ranks: Ranks, config: TrainConfig, out: Path) -> None:
+    for method in ("rlhf_sharpening", "sft_sharpening"):
+        run = started(config.model_copy(update={"method": method}), ranks)
+        learned = run.learner.learn(lessons_of(run))
+        if ranks.is_main:
+            weights = [parameter.detach() for parameter in run.policy.parameters]
+            torch.save({"weights": weights, "learned": learned}, out / f"{method}.pt")
+
+
+def test_two_ranks_learn_what_one_does(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder)
+    in_two_ranks(half, config, tmp_path)
+    for method in ("rlhf_sharpening", "sft_sharpening"):
+        two = torch.load(tmp_path / f"{method}.pt", weights_only=True)
+        weights, learned = moved(config.model_copy(update={"method": method}))
+        assert two["learned"] == pytest.approx(learned, rel=1e-3)
+        assert relative_difference(weights, two["weights"], folder) < 1e-3
+
+
+def test_nothing_to_learn_moves_nothing(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "rewards.weights={verifier: 1.0}", "rewards.failure_budget=1")
+    run = started(config)
+    before = [parameter.detach().clone() for parameter in run.policy.parameters]
+    assert run.learner.learn(lessons_of(run)) == {"loss": 0, "kl": 0, "grad_norm": 0, "lr": 0}
+    assert largest_difference(before, run.policy.parameters) == 0
+    assert (run.learner.steps, run.learner.unet_evaluations) == (0, 0)
+
+
+def test_evaluations_are_counted(folder: Path, tmp_path: Path) -> None:
+    """4 pairs, 2 branches each, 2 states, guided twice, policy and reference, 2 optimizer steps."""
+    run = started(configured(tmp_path, folder))
+    run.learner.learn(lessons_of(run))
+    assert run.learner.unet_evaluations == 4 * 2 * 2 * 2 * 2 * 2
+    run = started(configured(tmp_path, folder, "method=sft_sharpening", "sampling.guidance=1"))
+    run.learner.learn(lessons_of(run))
+    assert run.learner.unet_evaluations == 4 * 2 * 2
+
+
+def test_averages_are_lent_and_returned(folder: Path, tmp_path: Path) -> None:
+    run = started(configured(tmp_path, folder))
+    run.learner.learn(lessons_of(run))
+    trained = [parameter.detach().clone() for parameter in run.policy.parameters]
+    with run.learner.averaged():
+        lent = [parameter.detach().clone() for parameter in run.policy.parameters]
+    assert largest_difference(trained, run.policy.parameters) == 0
+    assert largest_difference(lent, run.learner.state_dict()["average"]) == 0
+    assert largest_difference(lent, trained) > 0
+
+
+def test_a_restored_learner_goes_on_alike(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "optimizer.warmup_steps=3", "optimizer.decay=linear")
+    run = started(config)
+    lessons = lessons_of(run)
+    run.learner.learn(lessons)
+    state = copy.deepcopy(run.learner.state_dict())
+    first = run.learner.learn(lessons)
+    again = started(config)
+    learner = Learner(again.policy, config, Ranks())
+    learner.load_state_dict(state)
+    assert learner.learn(lessons) == pytest.approx(first, rel=1e-6)
+    assert largest_difference(run.policy.parameters, again.policy.parameters) < 1e-7
+
+
+def test_the_learning_rate_rises_and_falls(folder: Path, tmp_path: Path) -> None:
+    options = ("optimizer.warmup_steps=1", "optimizer.decay=linear", "optimizer.steps_per_update=1")
+    run = started(configured(tmp_path, folder, *options, "updates=4"))
+    lessons = lessons_of(run)
+    rates = [run.learner.learn(lessons)["lr"] for _ in range(4)]
+    assert rates == pytest.approx([0.5e-3, 0.75e-3, 0.5e-3, 0.25e-3])

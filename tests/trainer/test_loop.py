@@ -1,0 +1,212 @@
+"""The loop: a broken run ends as the unbroken one, the control differs in its winners only, ranks end together."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reward_services import RewardError, ServerUnreachable
+from tests.small_run import (
+    CPU,
+    ScoringHere,
+    configured,
+    in_two_ranks,
+    largest_difference,
+    relative_difference,
+    started,
+    weights_of,
+)
+from trainer.config import TrainConfig
+from trainer.loop import advance, run, sample
+from trainer.metrics import MetricsLog, read_metrics
+from trainer.ranks import Halted, Ranks
+from trainer.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(pipelines: dict[str, Path]) -> Path:
+    return pipelines["epsilon"]
+
+
+def go(config: TrainConfig, scoring: Any = None, ranks: Ranks | None = None) -> bool:
+    return run(config, scoring=scoring or ScoringHere(), ranks=ranks or Ranks(), device=CPU)
+
+
+def picked(config: TrainConfig) -> list[dict[str, float]]:
+    """What an update says of its selections and its loss."""
+    names = ("update", "reward", "reward_best", "reward_worst", "loss", "grad_norm", "lr")
+    return [{name: line[name] for name in names} for line in read_metrics(config.run_folder / "metrics.jsonl")]
+
+
+class StoppingAt(ScoringHere):
+    """Asks the run to stop while the pictures of its n-th request are under way."""
+
+    def __init__(self, folder: Path, request: int) -> None:
+        super().__init__()
+        self._folder, self._left = RunFolder(folder), request
+
+    def submit(self, *arguments: Any) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            self._folder.request_stop()
+        return super().submit(*arguments)
+
+
+class Losing(ScoringHere):
+    """Loses its connection at the n-th request."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__()
+        self._left = request
+
+    def submit(self, *arguments: Any) -> Any:
+        self._left -= 1
+        pending = super().submit(*arguments)
+
+        def wait(left: int = self._left) -> Any:
+            if left <= 0:
+                raise ServerUnreachable("nobody listens there; start the rewards")
+            return pending()
+
+        return wait
+
+
+def finish_and_compare(config: TrainConfig, unbroken: TrainConfig, pipeline: Path) -> None:
+    RunFolder(config.run_folder).forget_stop()
+    assert go(config)
+    assert picked(config) == [pytest.approx(line, rel=1e-5) for line in picked(unbroken)]
+    assert relative_difference(weights_of(unbroken), weights_of(config), pipeline) < 1e-5
+    summaries = [
+        json.loads((one.run_folder / "summary.json").read_text(encoding="utf-8")) for one in (config, unbroken)
+    ]
+    same = ("reward_after", "accuracy_after", "images_scored", "unet_evaluations", "reward_calls", "updates")
+    assert {name: summaries[0][name] for name in same} == {name: summaries[1][name] for name in same}
+
+
+def test_a_broken_run_ends_as_the_unbroken_one(folder: Path, tmp_path: Path) -> None:
+    """Stopped in its first update (after the 3 requests of its evaluation), in its second, and by lost rewards."""
+    unbroken = configured(tmp_path / "unbroken", folder)
+    assert go(unbroken)
+    stopped = configured(tmp_path / "stopped", folder)
+    for update in (1, 2):
+        stop = StoppingAt(stopped.run_folder, 4 if update == 1 else 1)
+        assert not go(stopped, stop)
+        assert not RunFolder(stopped.run_folder).is_finished
+        assert len(picked(stopped)) == update
+        RunFolder(stopped.run_folder).forget_stop()
+    assert not go(stopped, Losing(2))
+    finish_and_compare(stopped, unbroken, folder)
+    trees = json.loads((stopped.run_folder / "report" / "branches.json").read_text(encoding="utf-8"))
+    assert [tree["update"] for tree in trees] == [1, 1, 3, 3]
+
+
+def test_a_crash_costs_the_updates_since_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    options = ("checkpoint.every_updates=2", "model.lora={rank: 2}", "updates=4")
+    unbroken = configured(tmp_path / "unbroken", folder, *options)
+    assert go(unbroken)
+    crashed = configured(tmp_path / "crashed", folder, *options)
+    shutil.copytree(unbroken.run_folder, crashed.run_folder, dirs_exist_ok=True)
+    shutil.rmtree(crashed.run_folder / "checkpoints" / "update-000004")
+    (crashed.run_folder / "summary.json").unlink()
+    assert go(crashed)
+    assert picked(crashed) == [pytest.approx(line, rel=1e-5) for line in picked(unbroken)]
+    assert largest_difference(weights_of(unbroken), weights_of(crashed)) < 1e-6
+    assert (crashed.run_folder / "lora" / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_the_control_draws_other_winners_of_the_same_branches(folder: Path, tmp_path: Path) -> None:
+    chosen = [
+        sample(started(configured(tmp_path / by, folder, f"selection.by={by}"))) for by in ("reward", "random")
+    ]
+    for (by_reward, scores), (at_random, same_scores) in zip(*chosen, strict=True):
+        assert torch.equal(scores["jpeg"], same_scores["jpeg"])
+        returns = by_reward.selection.returns_PK
+        assert torch.equal(returns.sort(1).values, at_random.selection.returns_PK.sort(1).values)
+        assert torch.equal(by_reward.selection.gap_P, at_random.selection.gap_P)
+        winners = returns.gather(1, at_random.selection.best_P[:, None])[:, 0]
+        assert torch.equal(returns.argmax(1), by_reward.selection.best_P)
+        assert (winners <= returns.amax(1)).all()
+    picks = [torch.cat([lesson.selection.best_P for lesson, _ in lessons]) for lessons in chosen]
+    assert not torch.equal(*picks)
+
+
+def test_too_many_failures_end_the_run_and_keep_it(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "rewards.weights={jpeg: 1, verifier: 1}", "prompts.held_out=null")
+    assert not go(config)
+    assert "the verifier reads 32 x 32 pictures, not 16 x 16" in str(RunFolder(config.run_folder).failure)
+    assert started(config).stream.state_dict()["position"] == 0
+
+
+def test_a_judge_that_judges_nothing_ends_the_run(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "rewards.judge=verifier")
+    assert not go(config)
+    failure = str(RunFolder(config.run_folder).failure)
+    assert failure.startswith("verifier scored none of the held-out pictures: the verifier reads 32 x 32")
+
+
+def test_on_failure_drops_branches_or_prompts(folder: Path, tmp_path: Path) -> None:
+    class Spotty(ScoringHere):
+        """Does not score the first picture of a request."""
+
+        def submit(self, *arguments: Any) -> Any:
+            pending = super().submit(*arguments)
+            return lambda: {
+                name: [scores[0].failed(RewardError("torn")), *scores[1:]] for name, scores in pending().items()
+            }
+
+    for choice, valid in (("drop_branch", [True, True]), ("drop_prompt", [False, True])):
+        begun = started(configured(tmp_path / choice, folder, f"rewards.on_failure={choice}"))
+        begun.scoring = Spotty()
+        for lesson, _ in sample(begun):
+            assert lesson.selection.valid_P.tolist() == valid
+            assert lesson.selection.weights_PK[0, 0] == 0
+        with MetricsLog(begun.folder.path) as log:
+            advance(begun, log)
+    stopping = started(configured(tmp_path / "stop", folder, "rewards.on_failure=stop"))
+    stopping.scoring = Spotty()
+    with pytest.raises(Halted, match="torn"):
+        sample(stopping)
+
+
+def test_a_mistake_found_in_a_rank_is_left_in_the_folder(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "evaluation.features=./nowhere")
+    assert not go(config)
+    assert "nowhere" in str(RunFolder(config.run_folder).failure)
+
+
+def pair(ranks: Ranks, folder: Path, configs: dict[str, TrainConfig]) -> None:
+    """On two ranks: an update whose prompts rank 1 loses, an end that rank 1 alone causes, half a run."""
+    dropped = started(configs["dropped"], ranks)
+    dropped.scoring = ScoringHere() if ranks.is_main else Unscored()
+    with MetricsLog(dropped.folder.path, rank=ranks.rank) as log:
+        advance(dropped, log)
+    assert not go(configs["lost"], ScoringHere() if ranks.is_main else Losing(3), ranks)
+    assert not go(configs["two"], StoppingAt(configs["two"].run_folder, 6) if ranks.is_main else None, ranks)
+
+
+class Unscored(ScoringHere):
+    """A rank none of whose pictures can be scored."""
+
+    def submit(self, images: Any, prompts: Any, rewards: Any) -> Any:
+        pending = super().submit(images, prompts, ["verifier"])
+        return lambda: dict.fromkeys(rewards, pending()["verifier"])
+
+
+def test_two_ranks_stay_together_and_one_goes_on(folder: Path, tmp_path: Path) -> None:
+    configs = {
+        "dropped": configured(tmp_path / "dropped", folder, "rewards.failure_budget=1"),
+        "lost": configured(tmp_path / "lost", folder),
+        "two": configured(tmp_path / "two", folder),
+        "one": configured(tmp_path / "one", folder),
+    }
+    in_two_ranks(pair, folder, configs)
+    (line,) = read_metrics(configs["dropped"].run_folder / "metrics.jsonl")
+    assert line["prompts_dropped"] == 0.5
+    assert line["loss"] == pytest.approx(torch.log(torch.tensor(2.0)), rel=0.05)
+    assert RunFolder(configs["lost"].run_folder).failure == "nobody listens there; start the rewards"
+    assert go(configs["one"])
+    assert 0 < len(picked(configs["two"])) < 3
+    finish_and_compare(configs["two"], configs["one"], folder)

@@ -1,0 +1,96 @@
+"""What a run keeps: seeds, costs that survive a resume, scalars without the scores that failed."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_run import ScoringHere, configured, started
+from trainer.costs import Costs
+from trainer.loop import sample
+from trainer.policy import ModelError
+from trainer.prompts import PromptFileError
+from trainer.run import Run
+
+
+@pytest.fixture
+def run(pipelines: dict[str, Path], tmp_path: Path) -> Run:
+    return started(configured(tmp_path, pipelines["epsilon"]))
+
+
+def test_no_two_prompts_of_a_run_share_a_seed(run: Run) -> None:
+    seeds = []
+    for run.update in range(3):
+        seeds += [run.seed(place) for place in range(4)]
+    assert len(set(seeds)) == 12
+    run.config = run.config.model_copy(update={"seed": 4})
+    assert run.seed(0) not in seeds
+
+
+def test_what_was_spent_before_a_stop_counts(run: Run) -> None:
+    sample(run)
+    run.costs = dataclasses.replace(run.costs, sampling_s=2.0, reward_stall_s=1.0, evaluation_s=4.0)
+    before = run.spent()
+    assert (before.reward_calls, before.images_scored) == (2, 12)
+    run.checkpoint()
+    again = started(run.config)
+    assert again.spent() == before
+    sample(again)
+    after = again.spent().since(before)
+    assert (after.reward_calls, after.images_scored) == (2, 12)
+    assert after.unet_evaluations == run.costs.unet_evaluations
+    assert after.sampling_s > 0
+
+
+def test_a_counter_that_begins_anew_is_understood(run: Run) -> None:
+    """The coordinator was restarted: of its 5 calls none was counted before."""
+    run.costs.reward_calls, run.calls_counted = 10, 7
+    assert isinstance(run.scoring, ScoringHere)
+    run.scoring.asked = [{"jpeg": []}] * 5
+    assert run.spent().reward_calls == 15
+    run.scoring.asked *= 2
+    assert run.spent().reward_calls == 20
+
+
+def test_a_checkpoint_keeps_place_and_accuracy(run: Run) -> None:
+    run.stream.take(3)
+    run.update, run.accuracy = 2, 0.25
+    run.checkpoint()
+    again = started(run.config)
+    assert (again.update, again.accuracy) == (2, 0.25)
+    assert again.stream.take(2) == run.stream.take(2)
+
+
+def test_failed_scores_leave_the_scalars(run: Run) -> None:
+    lessons = sample(run)
+    kept, dropped = lessons[0][0], lessons[1][0]
+    nothing = torch.full_like(dropped.selection.returns_PK, torch.nan)
+    selection = dataclasses.replace(
+        dropped.selection, returns_PK=nothing, valid_P=torch.zeros(2, dtype=torch.bool)
+    )
+    lessons[1] = (dataclasses.replace(dropped, selection=selection), {"jpeg": torch.full((2, 3, 1), torch.nan)})
+    scalars = run.describe(lessons, Costs())
+    assert scalars["reward"] == pytest.approx(float(kept.selection.returns_PK.mean()))
+    assert scalars["reward_best"] == pytest.approx(float(kept.selection.returns_PK.amax(1).mean()))
+    assert scalars["reward_worst"] < scalars["reward"] < scalars["reward_best"]
+    assert scalars["score/jpeg"] == pytest.approx(scalars["reward"])
+    assert scalars["prompts_dropped"] == 0.5
+    assert "accuracy" not in scalars
+    assert math.isnan(run.describe(lessons[1:], Costs())["reward"])
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("model.path=./nowhere", ModelError, "does not exist"),
+        ("prompts.train=nowhere.txt", PromptFileError, "cannot be read"),
+        ("prompts.held_out=nowhere.txt", PromptFileError, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_loaded_says_so(
+    pipelines: dict[str, Path], tmp_path: Path, override: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        started(configured(tmp_path, pipelines["epsilon"], override))
