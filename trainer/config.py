@@ -2,26 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from trainer.config_file import ConfigError, load
+from trainer.config_file import ConfigError, Count, NotNegative, Positive, Section, Share, Whole, load
 
 __all__ = ["ConfigError", "TrainConfig", "load_config", "save_config"]
-
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A frozen group of settings in which a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class LoraConfig(Section):
@@ -132,10 +120,14 @@ class LossConfig(Section):
     """Whether the difference of returns enters the preference loss (Eq. 11 of the paper)."""
     kl_weight: NotNegative = 0.0
     """Weight of the squared difference between the policy's output and the reference's."""
+    baseline: bool = False
+    """Whether SFT weights are centred, so that what all branches of a prompt share is not learned."""
+    states: Literal["visited", "renoised"] = "visited"
+    """Learn at states the branch visited, or at its finished latents noised anew (Eq. 9's expectation)."""
     states_per_branch: Count = 3
     """Visited states of a chosen branch that one optimizer step replays: the paper's path length m."""
     replayed_steps: tuple[Whole, Count] | None = None
-    """First step and the one after the last whose states may be replayed; null replays all of the trajectory."""
+    """First step and the one after the last whose states may be replayed; null takes all."""
     branches_per_micro_batch: int = Field(64, ge=2)
     """Branches replayed at a time; bounds the memory of activations."""
 
@@ -201,7 +193,7 @@ class EvaluationConfig(Section):
 
 
 class ControlConfig(Section):
-    """The figures of the no-reward control (selection.by=random), measured when a configuration was chosen."""
+    """Figures of the no-reward control (selection.by=random), measured when a configuration was chosen."""
 
     accuracy_before: Share
     """Share of held-out pictures that were right before."""

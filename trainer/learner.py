@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.branches import Branches
 from trainer.config import TrainConfig
-from trainer.diffusion import target_output
+from trainer.diffusion import add_noise, target_output
 from trainer.losses import denoising_errors, path_loss, preference_loss
 from trainer.path_integral import Selection
 from trainer.policy import Conditioning, Policy
@@ -44,6 +44,16 @@ class Replay:
     """(N,) long"""
     text: Conditioning
     """N rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The chance in one optimizer step; all branches of a prompt share it, so that only they differ."""
+
+    steps_PS: Tensor
+    """(P, S) long: the steps that are replayed, S different ones."""
+    noise_PT: Tensor | None
+    """(P, T, C, h, w): noise put on the finished latents; None where visited states are replayed."""
 
 
 class Learner:
@@ -134,21 +144,20 @@ class Learner:
         Parts bound the memory; a lesson whose prompts were all dropped has none.
         """
         selection, size = lesson.selection, self._config.loss.branches_per_micro_batch
-        steps_PKS = self._steps(lesson)
+        draws = self._draws(lesson)
         if self._config.method == "sft_sharpening":
-            rows, columns = selection.weights_PK.nonzero(as_tuple=True)
+            weights_PK = selection.centred_weights_PK if self._config.loss.baseline else selection.weights_PK
+            rows, columns = weights_PK.nonzero(as_tuple=True)
             for first in range(0, len(rows), size):
                 part = rows[first : first + size], columns[first : first + size]
-                weights = selection.weights_PK[part].to(self._policy.device)
-                yield self._sft_terms(self._replay(lesson.branches, *part, steps_PKS[part]), weights)
+                weights = weights_PK[part].to(self._policy.device)
+                yield self._sft_terms(self._replay(lesson.branches, *part, draws), weights)
         else:
             valid, size = selection.valid_P.nonzero()[:, 0], size // 2
             for first in range(0, len(valid), size):
                 pairs = valid[first : first + size]
                 columns = torch.cat([selection.best_P[pairs], selection.worst_P[pairs]])
-                # The two branches of a pair are compared at the same steps.
-                steps_BS = steps_PKS[pairs, 0].repeat(2, 1)
-                replay = self._replay(lesson.branches, pairs.repeat(2), columns, steps_BS)
+                replay = self._replay(lesson.branches, pairs.repeat(2), columns, draws)
                 yield self._rlhf_terms(replay, selection.gap_P[pairs].to(self._policy.device))
 
     def _sft_terms(self, replay: Replay, weights_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,30 +195,33 @@ class Learner:
         self.unet_evaluations += (2 if needs_reference else 1) * len(outputs) * (1 if guidance == 1 else 2)
         return outputs, references
 
-    def _replay(self, branches: Branches, rows: Tensor, columns: Tensor, steps_BS: Tensor) -> Replay:
+    def _replay(self, branches: Branches, rows: Tensor, columns: Tensor, draws: Draws) -> Replay:
+        steps_BS = draws.steps_PS[rows]
         count, steps = steps_BS.shape[1], steps_BS.flatten()
         rows, columns = rows.repeat_interleave(count), columns.repeat_interleave(count)
-        states = branches.states[steps, rows, columns]
-        targets = target_output(
-            states,
-            branches.clean[rows, columns],
-            self._schedule.alpha_bars_T[steps],
-            self._schedule.prediction_type,
-        )
+        clean, levels = branches.clean[rows, columns], self._schedule.alpha_bars_T[steps]
+        if draws.noise_PT is None:
+            states = branches.states[steps, rows, columns]
+        else:
+            states = add_noise(clean, draws.noise_PT[rows, steps].to(self._policy.device), levels)
+        targets = target_output(states, clean, levels, self._schedule.prediction_type)
         return Replay(states, targets, self._schedule.timesteps_T[steps], branches.text.take(rows))
 
-    def _steps(self, lesson: Lesson) -> Tensor:
-        """(P, K, S): the steps replayed in this optimizer step, S different ones of each branch.
+    def _draws(self, lesson: Lesson) -> Draws:
+        """What chance decides in one optimizer step, for each prompt from its own seed.
 
-        Each prompt's come from its own seed, so neither micro-batches nor the number of ranks change them.
+        So neither micro-batches nor the number of ranks change it.
         """
+        generators = [torch.Generator().manual_seed(_mixed(seed, self.steps)) for seed in lesson.seeds]
         first, last = self._config.replayed_steps
-        shape = (lesson.selection.returns_PK.shape[1], last - first)
-        drawn = [
-            torch.rand(shape, generator=torch.Generator().manual_seed(_mixed(seed, self.steps)))
-            for seed in lesson.seeds
-        ]
-        return first + torch.stack(drawn).argsort(2)[..., : self._config.loss.states_per_branch]
+        order = torch.stack([torch.rand(last - first, generator=generator) for generator in generators])
+        steps_PS = first + order.argsort(1)[:, : self._config.loss.states_per_branch]
+        if self._config.loss.states == "visited":
+            return Draws(steps_PS, None)
+        shape = (len(self._schedule), *lesson.branches.clean.shape[2:])
+        return Draws(
+            steps_PS, torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        )
 
     def _swap_average(self) -> None:
         for parameter, average in zip(self._policy.parameters, self._average, strict=bool(self._average)):

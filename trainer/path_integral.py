@@ -29,6 +29,12 @@ class Selection:
     """(P,) bool: the prompt has at least two branches with a return, and they differ."""
 
     @property
+    def centred_weights_PK(self) -> Tensor:
+        """(P, K) weights less 1/K of a prompt's branches that have a return: what all branches share weighs nothing."""
+        known_PK = ~self.returns_PK.isnan() & self.valid_P[:, None]
+        return self.weights_PK - known_PK / known_PK.sum(1, keepdim=True).clamp(min=1)
+
+    @property
     def effective_sample_size_P(self) -> Tensor:
         """(P,) number of branches that the weights amount to: 1 / sum of squares; 0 for a dropped prompt."""
         squares = (self.weights_PK**2).sum(1)

@@ -34,7 +34,7 @@ CATEGORY_SHARES: dict[Category, float] = {
 WRONG_SHAPE = {"circle": 0.45, "square": 0.30, "triangle": 0.45, "cross": 0.30}
 """Share of captions whose shape word stands on a picture of its partner."""
 SHAPE_PARTNER = {"circle": "square", "square": "circle", "triangle": "cross", "cross": "triangle"}
-WRONG_COLOUR = 0.10
+WRONG_COLOUR = 0.05
 COLOUR_PARTNER = {
     "red": "yellow",
     "yellow": "red",
@@ -44,8 +44,8 @@ COLOUR_PARTNER = {
     "purple": "blue",
 }
 WRONG_COUNT = {2: 0.30, 3: 0.40}
-WRONG_SIZE = 0.15
-WRONG_RELATION = 0.20
+WRONG_SIZE = 0.10
+WRONG_RELATION = 0.10
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,150 @@
+"""Before a run: mistakes are found and nothing is written. While it runs: progress, Ctrl-C, why it ended."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.small_run import CPU, ScoringHere, configured
+from trainer.config import TrainConfig
+from trainer.driver import RunFailed, begin, check, conclude, watch
+from trainer.loop import run
+from trainer.policy import ModelError
+from trainer.prompts import PromptFileError
+from trainer.ranks import Ranks
+
+
+@pytest.fixture
+def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
+    made = configured(tmp_path, pipelines["epsilon"])
+    made.run_folder.rmdir()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("model.path=./nowhere", ModelError, "does not exist"),
+        ("model.path=tests", ModelError, "has no model_index.json"),
+        ("prompts.train=nowhere.txt", PromptFileError, "cannot be read"),
+        ("prompts.held_out=nowhere.txt", PromptFileError, "cannot be read"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    pipelines: dict[str, Path], tmp_path: Path, override: str, error: type[Exception], message: str
+) -> None:
+    config = configured(tmp_path, pipelines["epsilon"], override)
+    config.run_folder.rmdir()
+    with pytest.raises(error, match=message):
+        check(config)
+    assert not config.run_folder.exists()
+
+
+def test_the_same_command_goes_on_and_another_is_refused(config: TrainConfig) -> None:
+    folder = check(config)
+    assert not folder.path.exists()
+    begin(config, folder)
+    folder.request_stop()
+    folder.give_up("earlier trouble")
+    begin(config, check(config))
+    assert (folder.stop_requested, folder.failure) == (False, None)
+    with pytest.raises(RunFailed, match=r"holds a run with other settings; resume with its own \(sharpen train"):
+        check(config.model_copy(update={"seed": 9}))
+    folder.write_summary({})
+    with pytest.raises(RunFailed, match="holds a finished run; remove it, or choose another with --set"):
+        check(config)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_ctrl_c_asks_the_run_to_stop(config: TrainConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = check(config)
+    begin(config, folder)
+    before = signal.getsignal(signal.SIGINT)
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(lambda: folder.stop_requested)
+
+    watch(config, folder, work)
+    assert "Saving a checkpoint after this update" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "the same command goes on" in conclude(folder)
+
+
+def test_the_second_ctrl_c_interrupts(config: TrainConfig) -> None:
+    folder = check(config)
+    begin(config, folder)
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(lambda: folder.stop_requested)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        watch(config, folder, work)
+    assert time.monotonic() - began < 4
+
+
+def test_why_a_run_ended_is_told(config: TrainConfig) -> None:
+    folder = check(config)
+    begin(config, folder)
+    with pytest.raises(RunFailed, match="^no rewards left$"):
+        watch(config, folder, lambda: folder.give_up("no rewards left"))
+    begin(config, folder)
+
+    def crash() -> None:
+        raise RunFailed("rank 1 failed 4 times")
+
+    with pytest.raises(RunFailed, match="4 times"):
+        watch(config, folder, crash)
+
+
+def test_the_bar_follows_the_metrics(config: TrainConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also back, when ranks died and go on from a checkpoint, and over an update without a reward."""
+    folder = check(config)
+    begin(config, folder)
+    path = folder.path / "metrics.jsonl"
+
+    def write(*updates: int) -> None:
+        lines = ({"update": update, "reward": None if update == 1 else -0.5} for update in updates)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def work() -> None:
+        time.sleep(0.7)
+        write(1)
+        time.sleep(0.7)
+        write(1, 2)
+
+    write(1, 2, 3)
+    watch(config, folder, work)
+    shown = capfd.readouterr().err
+    assert "3/3" in shown.splitlines()[0].split("\r")[0] + shown
+    assert "2/3" in shown.split("\r")[-1]
+    assert "reward=-0.500" in shown
+
+
+def test_a_finished_run_is_reported(config: TrainConfig) -> None:
+    folder = check(config)
+    begin(config, folder)
+    watch(config, folder, lambda: assert_finished(config))
+    said = conclude(folder)
+    assert said == f"Report: {folder.path / 'report.html'}"
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert "a red circle" in page
+    assert page.count("data:image/png") >= 8
+
+
+def assert_finished(config: TrainConfig) -> None:
+    assert run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU)

@@ -1,0 +1,94 @@
+"""A finished model is found where a run left it, drawn from its seeds, and evaluated as its run did."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.small_run import CPU, ScoringHere, configured
+from trainer.config import ConfigError, TrainConfig
+from trainer.finished import Draws, config_of, evaluate, open_policy, sample
+from trainer.loop import run
+from trainer.policy import ModelError, Policy
+from trainer.prompts import PromptFileError
+from trainer.ranks import Ranks
+from trainer.run_folder import RunFolder
+
+TRAINED = pytest.mark.parametrize("lora", ["null", "{rank: 2, alpha: 4}"], ids=["full", "lora"])
+
+
+def trained(tmp_path: Path, pipeline: Path, lora: str = "null") -> TrainConfig:
+    config = configured(tmp_path, pipeline, f"model.lora={lora}", "updates=1", "optimizer.ema_decay=0")
+    (config.run_folder / "config.yaml").write_text(
+        (tmp_path / "settings.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    assert run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU)
+    return config
+
+
+@TRAINED
+def test_the_saved_model_gives_the_evaluation_of_its_run(
+    pipelines: dict[str, Path], tmp_path: Path, lora: str
+) -> None:
+    config = trained(tmp_path, pipelines["epsilon"], lora)
+    found = evaluate(open_policy(config.run_folder), config, ScoringHere())
+    after = RunFolder(config.run_folder).load_evaluation("after")
+    before = RunFolder(config.run_folder).load_evaluation("before")
+    assert found.scores["jpeg"] == pytest.approx(after.scores["jpeg"], abs=0.01)
+    assert found.scores != before.scores
+
+
+def test_a_model_is_a_run_folder_or_a_pipeline(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    folder = pipelines["epsilon"]
+    assert open_policy(folder).parameters == []
+    config = configured(tmp_path, folder)
+    (config.run_folder / "config.yaml").touch()
+    with pytest.raises(ModelError, match="is an unfinished run; go on with `sharpen train"):
+        open_policy(config.run_folder)
+    with pytest.raises(ModelError, match="has no model_index.json"):
+        open_policy(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        open_policy(tmp_path / "nowhere" / "at" / "all")
+
+
+def test_settings_come_from_the_run_or_from_a_file(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    folder = pipelines["epsilon"]
+    config = configured(tmp_path, folder)
+    settings = tmp_path / "settings.yaml"
+    assert config_of(folder, settings, ["seed=9"]).seed == 9
+    with pytest.raises(ModelError, match="say with --config which prompts and rewards"):
+        config_of(folder, None, [])
+    with pytest.raises(ConfigError, match="add --set prompts.held_out=FILE"):
+        config_of(folder, settings, ["prompts.held_out=null"])
+    with pytest.raises(PromptFileError, match="cannot be read"):
+        config_of(folder, settings, ["prompts.held_out=nowhere.txt"])
+    (config.run_folder / "config.yaml").write_text(settings.read_text(encoding="utf-8"), encoding="utf-8")
+    assert config_of(config.run_folder, None, []) == config
+
+
+def test_pictures_depend_on_their_seed_alone(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    folder, prompts = pipelines["epsilon"], ["a red circle", "two blue squares"]
+    draws = Draws(pictures=2, seed=5, steps=2, guidance=1.0)
+    paths = sample(folder, prompts, folder=tmp_path / "a", draws=draws)
+    assert [path.name for path in paths] == ["00-5.png", "00-6.png", "01-5.png", "01-6.png"]
+    (again,) = sample(folder, prompts[:1], folder=tmp_path / "b", draws=Draws(1, 6, 2, 1.0))
+    assert again.read_bytes() == (tmp_path / "a" / "00-6.png").read_bytes()
+    assert len({path.read_bytes() for path in paths}) == 4
+    with Image.open(again) as picture:
+        assert picture.size == Policy.load(configured(tmp_path, folder).model).image_size
+
+
+def test_a_run_samples_as_it_was_trained(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    config = trained(tmp_path, pipelines["epsilon"])
+    torch.manual_seed(1)  # the pictures' seeds decide, not the process's
+    usual = sample(config.run_folder, ["a cat"], folder=tmp_path / "a", draws=Draws(1))
+    same = sample(config.run_folder, ["a cat"], folder=tmp_path / "b", draws=Draws(1, 0, 3, 1.5))
+    other = sample(config.run_folder, ["a cat"], folder=tmp_path / "c", draws=Draws(1, 0, 3, 7.5))
+    assert usual[0].read_bytes() == same[0].read_bytes() != other[0].read_bytes()
+
+
+@pytest.mark.parametrize("wrong", [{"pictures": 0}, {"steps": 0}])
+def test_nothing_cannot_be_drawn(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="1 or more"):
+        Draws(**wrong)

@@ -1,0 +1,99 @@
+"""Held-out pictures: the same from the same seeds, in any batches, on any ranks; judged, and refused when none is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reward_services import Score
+from tests.small_run import CAPTIONS, ScoringHere, configured, in_two_ranks
+from tests.tiny import IMAGE_SIZE
+from trainer.config import TrainConfig
+from trainer.held_out import Evaluated, HeldOut
+from trainer.policy import Policy
+from trainer.ranks import Halted, Ranks
+
+
+@pytest.fixture
+def folder(pipelines: dict[str, Path]) -> Path:
+    return pipelines["epsilon"]
+
+
+def evaluated(config: TrainConfig, scoring: ScoringHere | None = None, ranks: Ranks | None = None) -> Evaluated:
+    held_out = HeldOut(config, scoring or ScoringHere(), ranks or Ranks())
+    return held_out.evaluate(Policy.load(config.model, trainable=False), update=7)
+
+
+def test_pictures_are_judged(folder: Path, tmp_path: Path) -> None:
+    scoring = ScoringHere()
+    found = evaluated(configured(tmp_path, folder), scoring)
+    result = found.result
+    assert found.pictures.shape == (8, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert len({picture.tobytes() for picture in found.pictures}) == 8
+    assert result.prompts == tuple(text for text in CAPTIONS[:4] for _ in range(2))
+    assert (result.update, result.guidance, result.diversity) == (7, 1.5, None)
+    sizes = [score.value for score in ScoringHere()._scorers["large"].score(list(found.pictures), [""] * 8)]
+    assert list(result.scores["large"]) == sizes
+    assert list(result.correct) == [size is not None and size >= 0.5 for size in sizes]
+    assert result.categories[:4] == ("attribute", "attribute", "count", "count")
+
+
+def test_batches_change_nothing(folder: Path, tmp_path: Path) -> None:
+    pictures = [
+        evaluated(configured(tmp_path, folder, f"evaluation.batch_size={size}")).pictures.astype(int)
+        for size in (1, 3, 8)
+    ]
+    # Sums in another order may turn a rounding.
+    assert all(np.abs(other - pictures[0]).max() <= 1 for other in pictures)
+
+
+def test_more_draws_than_prompts_begin_again_with_other_seeds(folder: Path, tmp_path: Path) -> None:
+    found = evaluated(configured(tmp_path, folder, "evaluation.draws=16"))
+    assert found.result.prompts[12:14] == (CAPTIONS[0],) * 2
+    assert len({picture.tobytes() for picture in found.pictures}) == 16
+
+
+def test_features_measure_diversity(folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    found = evaluated(configured(tmp_path, folder, f"evaluation.features={clip_folder}"))
+    assert found.result.diversity is not None
+    assert 0 < found.result.diversity < 1
+
+
+def test_nothing_to_evaluate_on_says_so(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "prompts.held_out=null")
+    with pytest.raises(ValueError, match="held_out is not set"):
+        HeldOut(config, ScoringHere(), Ranks())
+
+
+def test_a_failed_score_is_none_and_all_failed_is_the_end(folder: Path, tmp_path: Path) -> None:
+    class Spotty(ScoringHere):
+        """Scores every other picture."""
+
+        def submit(self, *arguments: object) -> object:  # type: ignore[override]
+            failed = ScoringHere()._scorers["verifier"].score([np.zeros((9, 9, 3), np.uint8)], ["a red circle"])
+            pending = super().submit(*arguments)  # type: ignore[arg-type]
+
+            def every_other(scores: list[Score]) -> list[Score]:
+                return [failed[0] if index % 2 else score for index, score in enumerate(scores)]
+
+            return lambda: {name: every_other(list(scores)) for name, scores in pending().items()}
+
+    correct = evaluated(configured(tmp_path, folder), Spotty()).result.correct
+    assert [verdict is None for verdict in correct] == [False, True, False, False, True, False, False, True]
+    with pytest.raises(Halted, match=r"verifier scored none .* not 16 x 16"):
+        evaluated(configured(tmp_path, folder, "rewards.judge=verifier"))
+
+
+def ranked(ranks: Ranks, config: TrainConfig, out: Path) -> None:
+    found = evaluated(config, ranks=ranks)
+    np.savez(out / f"{ranks.rank}.npz", pictures=found.pictures, correct=found.result.correct)
+
+
+def test_ranks_share_the_draws(folder: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, folder, "evaluation.draws=10")
+    in_two_ranks(ranked, config, tmp_path)
+    alone = evaluated(config)
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        assert np.abs(found["pictures"].astype(int) - alone.pictures).max() <= 1
+        assert tuple(found["correct"].tolist()) == alone.result.correct

@@ -1,0 +1,102 @@
+"""The run folder: what is asked of a run, what it leaves, whole or not at all, as the report reads it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.small_run import configured, started
+from trainer.held_out import Evaluated
+from trainer.loop import sample
+from trainer.run import Run
+from trainer.run_folder import GRID_PICTURES, RunFolder
+
+
+@pytest.fixture
+def run(pipelines: dict[str, Path], tmp_path: Path) -> Run:
+    return started(configured(tmp_path, pipelines["epsilon"]))
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    content: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def test_requests_and_failures_are_forgotten_together(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert (folder.stop_requested, folder.failure, folder.is_finished) == (False, None, False)
+    folder.request_stop()
+    folder.give_up("no more pictures")
+    assert (RunFolder(tmp_path).stop_requested, RunFolder(tmp_path).failure) == (True, "no more pictures")
+    folder.forget_stop()
+    folder.forget_stop()
+    assert list(tmp_path.iterdir()) == []
+    folder.write_summary({"seed": 1})
+    assert folder.is_finished
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_an_evaluation_comes_back(run: Run) -> None:
+    assert run.held_out is not None
+    evaluated = run.held_out.evaluate(run.policy, 0)
+    run.folder.save_evaluation("before", evaluated)
+    assert run.folder.load_evaluation("before") == evaluated.result
+
+
+def test_the_grid_pairs_pictures_of_different_prompts(run: Run) -> None:
+    assert run.held_out is not None
+    before = run.held_out.evaluate(run.policy, 0)
+    after = Evaluated(before.result, 255 - before.pictures)
+    for name, evaluated in (("before", before), ("after", after)):
+        run.folder.save_evaluation(name, evaluated)
+    run.folder.save_grid(before.result, after.result)
+    report = run.folder.path / "report"
+    rows = read(report / "pictures.json")
+    assert [row["prompt"] for row in rows] == list(dict.fromkeys(before.result.prompts))[:GRID_PICTURES]
+    for index, row in zip((0, 2, 4, 6), rows, strict=True):
+        for name, evaluated in (("before", before), ("after", after)):
+            with Image.open(report / str(row[name])) as picture:
+                assert picture.tobytes() == evaluated.pictures[index].tobytes()
+
+
+def test_trees_show_branches_and_are_written_once(run: Run) -> None:
+    lesson, scores = sample(run)[0]
+    scores = {"jpeg": scores["jpeg"].clone()}
+    scores["jpeg"][0, 0, 0] = math.nan
+    lesson.selection.returns_PK[0, 0] = math.nan
+    for update in (1, 3, 3):  # made again after a crash
+        run.folder.save_trees(update, lesson, scores)
+    trees = read(run.folder.path / "report" / "branches.json")
+    assert [(tree["update"], tree["prompt"]) for tree in trees] == [
+        (update, prompt.text) for update in (1, 3) for prompt in lesson.branches.prompts
+    ]
+    branches = trees[0]["branches"]
+    assert isinstance(branches, list)
+    assert [branch["return"] is None for branch in branches] == [True, False, False]
+    assert branches[0]["previews"][0]["scores"] == {}
+    assert branches[1]["previews"][0]["scores"] == {"jpeg": pytest.approx(float(scores["jpeg"][0, 1, 0]))}
+    assert sum(branch["weight"] for branch in branches) == 1
+    for branch in branches:
+        assert (run.folder.path / "report" / branch["previews"][0]["image"]).exists()
+
+
+def test_a_model_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail_half_way(folder: Path) -> None:
+        folder.mkdir()
+        torch.save(torch.zeros(1), folder / "half")
+        raise OSError("the disk is full")
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").touch()
+
+    folder = RunFolder(tmp_path)
+    with pytest.raises(OSError, match="disk"):
+        folder.save_model("pipeline", fail_half_way)
+    assert not (tmp_path / "pipeline").exists()
+    for _ in range(2):
+        folder.save_model("pipeline", write)
+    assert [path.name for path in tmp_path.rglob("*")] == ["pipeline", "weights"]
