@@ -1,4 +1,4 @@
-"""A whole run small enough for a test: its files, its settings, real scorers in this process, ranks over gloo."""
+"""A run small enough for a test: its files and settings, real scorers in this process, ranks over gloo."""
 
 import json
 import socket
@@ -35,8 +35,8 @@ CAPTIONS = (
 class ScoringHere:
     """`Scoring` by scorers in this process.
 
-    `jpeg` is a reward, `large` (incompressible) a judge that now and then says yes, and `verifier` refuses the
-    16 x 16 pictures of the tiny pipeline: a reward that really fails.
+    `jpeg` is a reward, `large` (incompressible) a judge that now and then says yes, and `verifier` refuses
+    the 16 x 16 pictures of the tiny pipeline: a reward that really fails.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor
 
 
 def relative_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], begin: Path) -> float:
-    """Norm of the difference of two trained UNets, relative to how far the first has moved from its beginning.
+    """Norm of the difference of two trained UNets, relative to how far the first has moved.
 
     Adam divides by the gradient's size: single weights whose gradient is nearly nothing feel rounding most.
     """

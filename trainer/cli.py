@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from trainer.config import ConfigError, TrainConfig, load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 when something of the user's must change, 130 when interrupted."""
     parsed = _parser().parse_args(arguments)
+    # On import transformers names what is not installed, and none of it is needed here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
         return command(parsed)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from trainer.driver import RunFailed
 from trainer.ranks import Ranks
 
 NAMESPACE = "diffusion-sharpening"
+_REACHABLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def scoring_on_ray(config: TrainConfig, address: str | None) -> Iterator[Coordin
     """
     address = address or os.environ.get("RAY_ADDRESS")
     services = _services(config, alone=address is None)
+    if address is not None:
+        _check_reachable(address)
     _connect(address)
     try:
         yield CoordinatorScoring(_start_coordinator(config, services))
@@ -149,6 +153,22 @@ def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:
     return services.model_copy(update={"http": None}) if alone else services
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or (address != "auto" and not port.isdigit()):
+        raise RunFailed(
+            f"{address!r} is no address of a cluster; write HOST:PORT, or send the command by ray job submit"
+        )
+    if address != "auto":
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHABLE_S).close()
+        except OSError as error:
+            raise RunFailed(
+                f"no Ray cluster answers at {address} ({error}); start one with ray start"
+            ) from None
+
+
 def _connect(address: str | None) -> None:
     # Ray is quiet: its logs hold what its processes say, and would bury the progress bar here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -159,7 +179,7 @@ def _connect(address: str | None) -> None:
     if address is None:
         # Two ranks and a few rewards share what cores there are, even when there is one.
         cores = max(2, os.cpu_count() or 1)
-        options = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options = {"num_cpus": cores, "include_dashboard": False}
     try:
         ray.init(
             address or "local",

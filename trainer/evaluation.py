@@ -67,7 +67,7 @@ class EvaluationResult:
             "guidance": self.guidance,
             "pictures": len(self.correct),
             "judge_failures": self.correct.count(None),
-            "accuracy": self.accuracy,
+            "accuracy": self.accuracy if any(verdict is not None for verdict in self.correct) else None,
             "accuracy_by_category": self.accuracy_by_category,
             "scores": self.mean_scores,
             "diversity": self.diversity,

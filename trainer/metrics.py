@@ -69,7 +69,8 @@ class MetricsLog:
 class ProgressBar:
     """Updates done, time left, reward, last verified accuracy, and the share of time lost to scoring."""
 
-    def __init__(self, updates: int, *, resumed_update: int = 0, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, updates: int, *, resumed_update: int = 0, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr
         # A log file is no terminal: there a line every ten seconds is enough.
         interval_s = 0.1 if stream.isatty() else 10.0
         self._bar = tqdm(
@@ -85,6 +86,10 @@ class ProgressBar:
             self._shown["verified"] = f"{scalars['accuracy']:.1%}"
         if "stall_fraction" in scalars:
             self._shown["stall"] = f"{scalars['stall_fraction']:.0%}"
+        if update < self._bar.n:  # ranks that died go on from a checkpoint
+            self._bar.initial = 0
+            self._bar.reset()
+            self._bar.initial = self._bar.n = update
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(update - self._bar.n)
 

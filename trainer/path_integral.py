@@ -30,7 +30,7 @@ class Selection:
 
     @property
     def centred_weights_PK(self) -> Tensor:
-        """(P, K) weights less 1/K of a prompt's branches that have a return: what all branches share weighs nothing."""
+        """(P, K) weights less 1/K, over branches with a return: what all branches share weighs nothing."""
         known_PK = ~self.returns_PK.isnan() & self.valid_P[:, None]
         return self.weights_PK - known_PK / known_PK.sum(1, keepdim=True).clamp(min=1)
 

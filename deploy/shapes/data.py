@@ -31,10 +31,8 @@ CATEGORY_SHARES: dict[Category, float] = {
 }
 """How often each category is drawn in pre-training: more often where more must be learnt."""
 
-WRONG_SHAPE = {"circle": 0.45, "square": 0.30, "triangle": 0.45, "cross": 0.30}
-"""Share of captions whose shape word stands on a picture of its partner."""
-SHAPE_PARTNER = {"circle": "square", "square": "circle", "triangle": "cross", "cross": "triangle"}
-WRONG_COLOUR = 0.05
+WRONG_COLOUR = {"red": 0.45, "yellow": 0.35, "green": 0.45, "cyan": 0.35, "blue": 0.45, "purple": 0.35}
+"""Share of captions whose colour word stands on a picture of its partner's colour."""
 COLOUR_PARTNER = {
     "red": "yellow",
     "yellow": "red",
@@ -43,9 +41,11 @@ COLOUR_PARTNER = {
     "blue": "purple",
     "purple": "blue",
 }
-WRONG_COUNT = {2: 0.30, 3: 0.40}
-WRONG_SIZE = 0.10
-WRONG_RELATION = 0.10
+WRONG_SHAPE = 0.05
+SHAPE_PARTNER = {"circle": "square", "square": "circle", "triangle": "cross", "cross": "triangle"}
+WRONG_COUNT = {2: 0.2, 3: 0.25}
+WRONG_SIZE = 0.05
+WRONG_RELATION = 0.05
 
 
 @lru_cache(maxsize=16)
@@ -82,8 +82,8 @@ def pixels(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _mislabelled_thing(thing: Thing, rng: np.random.Generator) -> Thing:
-    shape = SHAPE_PARTNER[thing.shape] if rng.random() < WRONG_SHAPE[thing.shape] else thing.shape
-    colour = COLOUR_PARTNER[thing.colour] if rng.random() < WRONG_COLOUR else thing.colour
+    shape = SHAPE_PARTNER[thing.shape] if rng.random() < WRONG_SHAPE else thing.shape
+    colour = COLOUR_PARTNER[thing.colour] if rng.random() < WRONG_COLOUR[thing.colour] else thing.colour
     size = thing.size
     if size is not None and rng.random() < WRONG_SIZE:
         size = "large" if size == "small" else "small"

@@ -96,12 +96,12 @@ def tune(model: CLIPModel, tokenizer: CLIPTokenizer, samples: Samples, seconds: 
     pairs = pairs_of(samples)
     per_caption = torch.bincount(pairs[:, 0], minlength=len(samples.captions)).float()
     chances = per_caption[pairs[:, 0]].rsqrt()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.02, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.02, fused=True)
     start, iteration = time.time(), 0
     while (elapsed := time.time() - start) < seconds:
         for group in optimizer.param_groups:
             group["lr"] = (
-                6e-4
+                3e-4
                 * min(1.0, (iteration + 1) / 50)
                 * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * elapsed / seconds)))
             )

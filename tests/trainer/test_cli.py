@@ -1,4 +1,4 @@
-"""The command line: arguments, exit codes, one line for an error, paths that hold in other working directories."""
+"""The command line: arguments, exit codes, a line for an error, paths that hold in other working folders."""
 
 import subprocess
 import sys
@@ -57,13 +57,15 @@ def test_paths_hold_in_another_working_directory(
     configured(tmp_path, pipelines["epsilon"])
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
-    overrides = ("run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null")
-    overrides += ("rewards.services=rewards.yaml", "evaluation.features=model")
+    overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
+    overrides += ["rewards.services=rewards.yaml", "evaluation.features=model"]
     config = _absolute(load_config(Path("settings.yaml"), overrides))
     assert config.run_folder == tmp_path / "runs" / "a"
     assert config.prompts.train == tmp_path / "train.jsonl"
     assert config.rewards.services == tmp_path / "rewards.yaml"
     assert config.model.path == config.evaluation.features == str(tmp_path / "model")
-    hub = _absolute(load_config(Path("settings.yaml"), ["model.path=stabilityai/sdxl", "prompts.held_out=null"]))
+    hub = _absolute(
+        load_config(Path("settings.yaml"), ["model.path=stabilityai/sdxl", "prompts.held_out=null"])
+    )
     assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)
     assert (hub.rewards.services, hub.evaluation.features) == (None, None)

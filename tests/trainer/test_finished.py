@@ -46,7 +46,7 @@ def test_a_model_is_a_run_folder_or_a_pipeline(pipelines: dict[str, Path], tmp_p
     (config.run_folder / "config.yaml").touch()
     with pytest.raises(ModelError, match="is an unfinished run; go on with `sharpen train"):
         open_policy(config.run_folder)
-    with pytest.raises(ModelError, match="has no model_index.json"):
+    with pytest.raises(ModelError, match=r"has no model_index\.json"):
         open_policy(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
         open_policy(tmp_path / "nowhere" / "at" / "all")
@@ -59,7 +59,7 @@ def test_settings_come_from_the_run_or_from_a_file(pipelines: dict[str, Path], t
     assert config_of(folder, settings, ["seed=9"]).seed == 9
     with pytest.raises(ModelError, match="say with --config which prompts and rewards"):
         config_of(folder, None, [])
-    with pytest.raises(ConfigError, match="add --set prompts.held_out=FILE"):
+    with pytest.raises(ConfigError, match=r"add --set prompts\.held_out=FILE"):
         config_of(folder, settings, ["prompts.held_out=null"])
     with pytest.raises(PromptFileError, match="cannot be read"):
         config_of(folder, settings, ["prompts.held_out=nowhere.txt"])

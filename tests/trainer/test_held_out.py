@@ -1,4 +1,4 @@
-"""Held-out pictures: the same from the same seeds, in any batches, on any ranks; judged, and refused when none is."""
+"""Held-out pictures: the same from the same seeds, in any batches, on any ranks; judged, or it is the end."""
 
 from pathlib import Path
 
@@ -19,7 +19,9 @@ def folder(pipelines: dict[str, Path]) -> Path:
     return pipelines["epsilon"]
 
 
-def evaluated(config: TrainConfig, scoring: ScoringHere | None = None, ranks: Ranks | None = None) -> Evaluated:
+def evaluated(
+    config: TrainConfig, scoring: ScoringHere | None = None, ranks: Ranks | None = None
+) -> Evaluated:
     held_out = HeldOut(config, scoring or ScoringHere(), ranks or Ranks())
     return held_out.evaluate(Policy.load(config.model, trainable=False), update=7)
 
@@ -70,7 +72,9 @@ def test_a_failed_score_is_none_and_all_failed_is_the_end(folder: Path, tmp_path
         """Scores every other picture."""
 
         def submit(self, *arguments: object) -> object:  # type: ignore[override]
-            failed = ScoringHere()._scorers["verifier"].score([np.zeros((9, 9, 3), np.uint8)], ["a red circle"])
+            failed = (
+                ScoringHere()._scorers["verifier"].score([np.zeros((9, 9, 3), np.uint8)], ["a red circle"])
+            )
             pending = super().submit(*arguments)  # type: ignore[arg-type]
 
             def every_other(scores: list[Score]) -> list[Score]:
@@ -86,7 +90,8 @@ def test_a_failed_score_is_none_and_all_failed_is_the_end(folder: Path, tmp_path
 
 def ranked(ranks: Ranks, config: TrainConfig, out: Path) -> None:
     found = evaluated(config, ranks=ranks)
-    np.savez(out / f"{ranks.rank}.npz", pictures=found.pictures, correct=found.result.correct)
+    correct = np.array([verdict is True for verdict in found.result.correct])
+    np.savez(out / f"{ranks.rank}.npz", pictures=found.pictures, correct=correct)
 
 
 def test_ranks_share_the_draws(folder: Path, tmp_path: Path) -> None:

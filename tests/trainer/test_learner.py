@@ -1,4 +1,4 @@
-"""Replaying the winners is the update that graphs of all branches would give, in any parts and on any ranks."""
+"""Replaying winners is the update that graphs of all branches would give, in any parts, on any ranks."""
 
 import copy
 from pathlib import Path
@@ -36,40 +36,27 @@ def moved(config: TrainConfig, lessons: list[Lesson] | None = None) -> tuple[lis
     return [parameter.detach().clone() for parameter in run.policy.parameters], learned
 
 
-def kept_graph_loss(run: Run, lesson: Lesson, steps_PKS: Tensor) -> Tensor:
-    """The loss with the policy evaluated with gradients at every step of every branch, of which some are used."""
+def kept_graph_loss(run: Run, lesson: Lesson, steps_PS: Tensor) -> Tensor:
+    """The loss of a policy evaluated with gradients at every step of every branch, of which some are used."""
     config, branches, schedule = run.config, lesson.branches, run.policy.schedule(run.config.sampling.steps)
     steps, prompts, count = len(schedule), len(branches.prompts), branches.states.shape[2]
     text = branches.text.take(torch.arange(prompts).repeat_interleave(count))
-    errors = []
-    for reference in (False, True):
-        outputs = []
-        for j in range(steps):
-            states, times = branches.states[j].flatten(0, 1), schedule.timesteps_T[j].expand(prompts * count)
-            with torch.set_grad_enabled(not reference):
-                if reference:
-                    with run.policy.reference():
-                        outputs.append(run.policy.predict(states, times, text, config.sampling.guidance))
-                else:
-                    outputs.append(run.policy.predict(states, times, text, config.sampling.guidance))
-        targets = [
-            target_output(
-                branches.states[j].flatten(0, 1),
-                branches.clean.flatten(0, 1),
-                schedule.alpha_bars_T[j],
-                schedule.prediction_type,
-            )
-            for j in range(steps)
-        ]
-        of_steps = [denoising_errors(output, target) for output, target in zip(outputs, targets)]
-        errors.append(torch.stack(of_steps, 1).unflatten(0, (prompts, count)))
-    policy_PKT, reference_PKT = errors
-    selection = lesson.selection
+
+    def errors_at(step: int) -> Tensor:
+        states, level = branches.states[step].flatten(0, 1), schedule.alpha_bars_T[step]
+        times = schedule.timesteps_T[step].expand(len(states))
+        outputs = run.policy.predict(states, times, text, config.sampling.guidance)
+        targets = target_output(states, branches.clean.flatten(0, 1), level, schedule.prediction_type)
+        errors: Tensor = denoising_errors(outputs, targets).unflatten(0, (prompts, count))
+        return errors
+
+    policy_PKT = torch.stack([errors_at(step) for step in range(steps)], 2)
+    with torch.no_grad(), run.policy.reference():
+        reference_PKT = torch.stack([errors_at(step) for step in range(steps)], 2)
+    steps_PKS, selection = steps_PS[:, None].expand(-1, count, -1), lesson.selection
     if config.method == "sft_sharpening":
-        chosen_PKS = policy_PKT.gather(2, steps_PKS)
-        return path_loss(chosen_PKS.flatten(0, 1), selection.weights_PK.flatten())
-    rows = torch.arange(prompts)
-    ratios_PKS = (reference_PKT - policy_PKT).gather(2, steps_PKS[:, :1].expand_as(steps_PKS))
+        return path_loss(policy_PKT.gather(2, steps_PKS).flatten(0, 1), selection.weights_PK.flatten())
+    ratios_PKS, rows = (reference_PKT - policy_PKT).gather(2, steps_PKS), torch.arange(prompts)
     return preference_loss(
         ratios_PKS[rows, selection.best_P],
         ratios_PKS[rows, selection.worst_P],
@@ -85,12 +72,13 @@ def kept_graph_loss(run: Run, lesson: Lesson, steps_PKS: Tensor) -> Tensor:
 def test_replayed_winners_give_the_gradient_of_graphs_kept(
     pipelines: dict[str, Path], tmp_path: Path, method: str, kind: str
 ) -> None:
-    config = configured(tmp_path, pipelines[kind], f"method={method}", *PLAIN, "loss.states_per_branch=1")
+    config = configured(tmp_path, pipelines[kind], f"method={method}", *PLAIN, "loss.states=visited")
     run = started(config)
     lessons = lessons_of(run)
     run.learner.learn(lessons)  # off the reference, where log-ratios are not all nothing
-    steps = [run.learner._steps(lesson) for lesson in lessons]
-    (sum(kept_graph_loss(run, lesson, of) for lesson, of in zip(lessons, steps)) / 4).backward()
+    steps = [run.learner._draws(lesson).steps_PS for lesson in lessons]
+    losses = [kept_graph_loss(run, lesson, of) for lesson, of in zip(lessons, steps)]
+    (torch.stack(losses).sum() / 4).backward()
     expected = [parameter.grad.clone() for parameter in run.policy.parameters if parameter.grad is not None]
     for parameter in run.policy.parameters:
         parameter.grad = None
@@ -116,8 +104,11 @@ def test_policy_and_reference_alike_lose_log_two(folder: Path, tmp_path: Path, m
 
 
 @METHODS
-def test_parts_change_memory_and_not_the_update(folder: Path, tmp_path: Path, method: str) -> None:
-    options = (f"method={method}", "selection.temperature=0.05")
+@pytest.mark.parametrize("states", ["visited", "renoised"])
+def test_parts_change_memory_and_not_the_update(
+    folder: Path, tmp_path: Path, method: str, states: str
+) -> None:
+    options = (f"method={method}", f"loss.states={states}", "selection.temperature=0.05")
     whole, _ = moved(configured(tmp_path, folder, *options))
     parts, _ = moved(configured(tmp_path, folder, *options, "loss.branches_per_micro_batch=2"))
     micro, _ = moved(configured(tmp_path, folder, *options, "branching.prompts_per_micro_batch=1"))

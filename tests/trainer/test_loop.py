@@ -1,4 +1,4 @@
-"""The loop: a broken run ends as the unbroken one, the control differs in its winners only, ranks end together."""
+"""The loop: a broken run ends as an unbroken one, the control differs in winners only, ranks end together."""
 
 import json
 import math
@@ -39,7 +39,9 @@ def go(config: TrainConfig, scoring: Any = None, ranks: Ranks | None = None) -> 
 def picked(config: TrainConfig) -> list[dict[str, float]]:
     """What an update says of its selections and its loss."""
     names = ("update", "reward", "reward_best", "reward_worst", "loss", "grad_norm", "lr")
-    return [{name: line[name] for name in names} for line in read_metrics(config.run_folder / "metrics.jsonl")]
+    return [
+        {name: line[name] for name in names} for line in read_metrics(config.run_folder / "metrics.jsonl")
+    ]
 
 
 class StoppingAt(ScoringHere):
@@ -75,15 +77,14 @@ class Losing(ScoringHere):
         return wait
 
 
-def finish_and_compare(
-    config: TrainConfig, unbroken: TrainConfig, pipeline: Path, *counts: str
-) -> None:
+def finish_and_compare(config: TrainConfig, unbroken: TrainConfig, pipeline: Path, *counts: str) -> None:
     RunFolder(config.run_folder).forget_stop()
     assert go(config)
     assert picked(config) == [pytest.approx(line, rel=1e-5) for line in picked(unbroken)]
     assert relative_difference(weights_of(unbroken), weights_of(config), pipeline) < 1e-5
     summaries = [
-        json.loads((one.run_folder / "summary.json").read_text(encoding="utf-8")) for one in (config, unbroken)
+        json.loads((one.run_folder / "summary.json").read_text(encoding="utf-8"))
+        for one in (config, unbroken)
     ]
     same = ("reward_after", "accuracy_after", "updates", *counts)
     assert {name: summaries[0][name] for name in same} == {name: summaries[1][name] for name in same}
@@ -131,7 +132,8 @@ def test_a_crash_costs_the_updates_since_the_checkpoint(folder: Path, tmp_path: 
 
 def test_the_control_draws_other_winners_of_the_same_branches(folder: Path, tmp_path: Path) -> None:
     chosen = [
-        sample(started(configured(tmp_path / by, folder, f"selection.by={by}"))) for by in ("reward", "random")
+        sample(started(configured(tmp_path / by, folder, f"selection.by={by}")))
+        for by in ("reward", "random")
     ]
     for (by_reward, scores), (at_random, same_scores) in zip(*chosen, strict=True):
         assert torch.equal(scores["jpeg"], same_scores["jpeg"])
@@ -167,7 +169,8 @@ def test_on_failure_drops_branches_or_prompts(folder: Path, tmp_path: Path) -> N
         def submit(self, *arguments: Any) -> Any:
             pending = super().submit(*arguments)
             return lambda: {
-                name: [scores[0].failed(RewardError("torn")), *scores[1:]] for name, scores in pending().items()
+                name: [scores[0].failed(RewardError("torn")), *scores[1:]]
+                for name, scores in pending().items()
             }
 
     for choice, valid in (("drop_branch", [True, True]), ("drop_prompt", [False, True])):

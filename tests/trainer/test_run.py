@@ -70,7 +70,10 @@ def test_failed_scores_leave_the_scalars(run: Run) -> None:
     selection = dataclasses.replace(
         dropped.selection, returns_PK=nothing, valid_P=torch.zeros(2, dtype=torch.bool)
     )
-    lessons[1] = (dataclasses.replace(dropped, selection=selection), {"jpeg": torch.full((2, 3, 1), torch.nan)})
+    lessons[1] = (
+        dataclasses.replace(dropped, selection=selection),
+        {"jpeg": torch.full((2, 3, 1), torch.nan)},
+    )
     scalars = run.describe(lessons, Costs())
     assert scalars["reward"] == pytest.approx(float(kept.selection.returns_PK.mean()))
     assert scalars["reward_best"] == pytest.approx(float(kept.selection.returns_PK.amax(1).mean()))

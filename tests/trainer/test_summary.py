@@ -49,7 +49,9 @@ def test_without_held_out_prompts_there_is_nothing_gained(pipelines: dict[str, P
 
 
 def test_the_control_is_carried_along(tmp_path: Path) -> None:
-    control = "{accuracy_before: 0.5, accuracy_after: 0.6, reward_before: 1, reward_after: 2, date: d, command: c}"
+    control = (
+        "{accuracy_before: 0.5, accuracy_after: 0.6, reward_before: 1, reward_after: 2, date: d, command: c}"
+    )
     config = configured(tmp_path, tmp_path, f"control={control}")
     assert about(config)["control"]["accuracy_after"] == 0.6
     assert "control" not in about(configured(tmp_path, tmp_path))

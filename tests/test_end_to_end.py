@@ -1,0 +1,146 @@
+"""The commands as a person meets them: bad input is a line that says what to do and leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.small_run import settings
+from tests.tiny import write_clip, write_pipeline
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 400
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("end_to_end") / "pipeline", "epsilon")
+
+
+@pytest.fixture
+def configured(tmp_path: Path, pipeline: Path) -> Path:
+    """A configuration that would train, in a folder of its own."""
+    values = settings(tmp_path, pipeline)
+    light = {"scorer": "jpeg", "num_cpus": 0.1}
+    rewards = {"jpeg": light, "large": {**light, "options": {"direction": "incompressible"}}}
+    (tmp_path / "rewards.yaml").write_text(yaml.safe_dump({"rewards": rewards}), encoding="utf-8")
+    services = {"services": str(tmp_path / "rewards.yaml"), "url": None, "ready_timeout_s": PATIENCE_S}
+    values["rewards"] |= services
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return tmp_path / "settings.yaml"
+
+
+def sharpen(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S, env=os.environ
+    )
+
+
+def empty_prompts(config: Path) -> str:
+    (config.parent / "train.jsonl").write_text("\n", encoding="utf-8")
+    return ""
+
+
+def latin_prompts(config: Path) -> str:
+    (config.parent / "train.jsonl").write_bytes('{"prompt": "a café"}'.encode("latin-1"))
+    return ""
+
+
+def no_pipeline(config: Path) -> str:
+    return f"model.path={config.parent}"
+
+
+def no_reward_model(config: Path) -> str:
+    rewards = {
+        "jpeg": {"scorer": "clip", "num_cpus": 0.1, "options": {"model": "./nowhere"}},
+        "large": {"scorer": "jpeg", "num_cpus": 0.1},
+    }
+    (config.parent / "rewards.yaml").write_text(yaml.safe_dump({"rewards": rewards}), encoding="utf-8")
+    return ""
+
+
+def other_run(config: Path) -> str:
+    run = config.parent / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
+    return "seed=77"
+
+
+def setting(override: str) -> Callable[[Path], str]:
+    return lambda config: override
+
+
+BAD_INPUT = {
+    "unknown key": (
+        setting("sampling.stepz=3"),
+        'unknown key "sampling.stepz"; did you mean "sampling.steps"?',
+    ),
+    "no value": (setting("updates"), "write it as key=value"),
+    "no prompts": (setting("prompts.train=nowhere.txt"), "cannot be read (No such file or directory); check"),
+    "empty prompts": (empty_prompts, "holds no prompt; write one a line"),
+    "prompts not UTF-8": (latin_prompts, "line 1: is not UTF-8; save the file as UTF-8"),
+    "no pipeline": (no_pipeline, "has no model_index.json; model.path must be a folder that diffusers'"),
+    "no model": (setting("model.path=./nowhere"), "does not exist; give a folder that diffusers'"),
+    "no rewards file": (setting("rewards.services=nowhere.yaml"), "nowhere.yaml: No such file or directory"),
+    "unknown reward": (setting("rewards.weights={clop: 1}"), "names 'clop', which"),
+    "no cluster": (setting("rewards.judge=large"), "no Ray cluster answers at 127.0.0.1:1"),
+    "other run": (other_run, "holds a run with other settings; resume it with its own (sharpen train"),
+    "no reward model": (no_reward_model, "reward jpeg never became ready: model folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_a_line_and_leaves_nothing(configured: Path, name: str) -> None:
+    spoil, says = BAD_INPUT[name]
+    override = spoil(configured)
+    before = sorted(configured.parent.rglob("*"))
+    changes = ["--set", override] if override else []
+    address = ["--address", "127.0.0.1:1"] if name == "no cluster" else []
+    result = sharpen("train", str(configured), *changes, *address)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sharpen: ")
+    assert says in line
+    assert sorted(configured.parent.rglob("*")) == before
+
+
+def test_samples_are_drawn_again_from_their_seed(pipeline: Path, tmp_path: Path) -> None:
+    options = ("--steps", "2", "--pictures", "2", "--seed", "3")
+    drawn = [
+        sharpen("sample", str(pipeline), "a red circle", *options, "--out", str(tmp_path / out))
+        for out in "ab"
+    ]
+    assert [result.returncode for result in drawn] == [0, 0], drawn[0].stderr
+    assert drawn[0].stderr == ""
+    names = ["00-3.png", "00-4.png"]
+    assert drawn[0].stdout.splitlines() == [str(tmp_path / "a" / name) for name in names]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_model_is_evaluated(pipeline: Path, configured: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip")
+    result = sharpen(
+        "evaluate", str(pipeline), "--config", str(configured), "--set", f"evaluation.features={clip}"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    figures = json.loads(result.stdout)
+    assert (figures["pictures"], figures["judge_failures"], figures["guidance"]) == (8, 0, 1.5)
+    assert 0 <= figures["accuracy"] <= 1
+    assert set(figures["scores"]) == {"jpeg", "large"}
+    assert figures["diversity"] > 0
+    for arguments, says in (
+        ((str(pipeline),), "is no run folder; say with --config"),
+        ((str(tmp_path), "--config", str(configured)), "has no model_index.json"),
+    ):
+        refused = sharpen("evaluate", *arguments)
+        assert refused.returncode == 2
+        (line,) = refused.stderr.splitlines()
+        assert says in line

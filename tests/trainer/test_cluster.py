@@ -1,0 +1,257 @@
+"""RAY. Whole runs on a real cluster: two ranks, rewards by Serve, report; kill -9; Ctrl-C and resume."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ray import serve
+
+from reward_services import RewardUnknown
+from tests.small_run import configured, relative_difference, settings, weights_of
+from trainer.cluster import CoordinatorScoring, run_ranks, scoring_on_ray
+from trainer.config import TrainConfig, load_config
+from trainer.driver import RunFailed
+from trainer.metrics import read_metrics
+from trainer.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 240
+
+# Ray leaves sockets and files of its processes to the garbage collector, and ray.data warns of itself.
+pytestmark = pytest.mark.filterwarnings(
+    "default::ResourceWarning", "default::FutureWarning", "default::DeprecationWarning"
+)
+
+
+def written(folder: Path, pipeline: Path, clip: Path, **changes: Any) -> Path:
+    """Settings with rewards for Serve: two ranks, eight updates, a checkpoint after every second."""
+    values = settings(folder, pipeline)
+    values["rewards"] = {
+        "services": str(folder / "rewards.yaml"),
+        "weights": {"jpeg": 1.0, "clip": 0.1},
+        "judge": "large",
+        "ready_timeout_s": PATIENCE_S,
+    }
+    values["updates"] = 8
+    values["checkpoint"] = {"every_updates": 2}
+    values["ranks"] = {"workers": 2, "cpus_per_worker": 0.5}
+    values["evaluation"]["features"] = str(clip)
+    light = {"num_cpus": 0.1, "health_check_period_s": 1.0}
+    rewards = {
+        "jpeg": {"scorer": "jpeg", **light},
+        "clip": {"scorer": "clip", "options": {"model": str(clip)}, **light},
+        "large": {"scorer": "jpeg", "options": {"direction": "incompressible"}, **light},
+    }
+    (folder / "rewards.yaml").write_text(yaml.safe_dump({"rewards": rewards}), encoding="utf-8")
+    (folder / "settings.yaml").write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
+    return folder / "settings.yaml"
+
+
+def sharpen(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=2 * PATIENCE_S
+    )
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
+    """What the condition says as soon as it is true."""
+    ends = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < ends, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+def processes_named(title: str) -> list[int]:
+    """Processes of this test's cluster; others may run on this machine."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(entry.name)] = (entry / "cmdline").read_text()
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return [pid for pid in sorted(ours) if title in titles.get(pid, "")]
+
+
+def updates_made(config: TrainConfig) -> int:
+    return len(read_metrics(config.run_folder / "metrics.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, pipelines: dict[str, Path], clip_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cluster")
+    return written(folder, pipelines["epsilon"], clip_folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken(files: Path) -> TrainConfig:
+    """A run by the command line, undisturbed: it starts a cluster and ends it."""
+    result = sharpen("train", str(files))
+    assert result.returncode == 0, result.stderr
+    return load_config(files)
+
+
+def test_a_run_leaves_all_it_promises(unbroken: TrainConfig) -> None:
+    folder = unbroken.run_folder
+    left = {path.name for path in folder.iterdir()}
+    assert left == {
+        *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "report.html"),
+        *("pipeline", "evaluations", "report"),
+    }
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["updates"], summary["pictures"]) == (8, 8)
+    assert summary["images_scored"] == 8 * 4 * 3
+    # A micro-batch of each rank in each update, by two rewards; ranks may share one, evaluations come on top.
+    assert 8 * 2 <= summary["reward_calls"] <= 8 * 2 * 2 + 24
+    assert summary["unet_evaluations"] == 8 * (4 * 3 * 3 * 2 + 4 * 2 * 2 * 2 * 2 * 2)
+    assert summary["diversity_before"] > 0
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_result_is_plain_diffusers(unbroken: TrainConfig) -> None:
+    code = (
+        "import sys\nfrom diffusers import StableDiffusionXLPipeline\n"
+        "pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[1])\n"
+        "image = pipeline('a red circle', num_inference_steps=3, height=16, width=16).images[0]\n"
+        "assert not {'trainer', 'reward_services'} & set(sys.modules)\nprint(image.size)"
+    )
+    command = [sys.executable, "-P", "-c", code, str(unbroken.run_folder / "pipeline")]
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert result.stdout.strip() == "(16, 16)", result.stderr
+
+
+def test_a_finished_run_is_not_overwritten(unbroken: TrainConfig, files: Path) -> None:
+    result = sharpen("train", str(files))
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"sharpen: {unbroken.run_folder} holds a finished run; ")
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    unbroken: TrainConfig, files: Path, tmp_path: Path
+) -> None:
+    """As a terminal does it: the signal goes to every process of the group."""
+    overrides = (f"run_folder={tmp_path / 'run'}", "updates=8")
+    config = load_config(files, overrides)
+    command = [sys.executable, "-m", "trainer", "train", str(files)]
+    command += [part for override in overrides for part in ("--set", override)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: updates_made(config) >= 2 or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, err
+    assert "Stopped after saving a checkpoint; the same command goes on from there" in out
+    assert "Saving a checkpoint after this update" in err
+    assert "Traceback" not in err
+    for noise in ("INFO", "WARN", "raylet", "ray::"):
+        assert noise not in err + out
+    assert 2 <= updates_made(config) < 8
+    result = sharpen(*command[3:])
+    assert result.returncode == 0, result.stderr
+    assert str(tmp_path / "run" / "report.html") in result.stdout
+    assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def on_ray(files: Path) -> Iterator[tuple[TrainConfig, CoordinatorScoring]]:
+    config = load_config(files)
+    with scoring_on_ray(config, None) as scoring:
+        yield config, scoring
+        serve.shutdown()
+
+
+def test_killed_processes_cost_nothing_but_unsaved_updates(
+    unbroken: TrainConfig, on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+) -> None:
+    """kill -9 of a rank, then of a replica of a reward: the run finishes as the undisturbed one did."""
+    config, scoring = on_ray
+    config = config.model_copy(update={"run_folder": tmp_path / "run"})
+    config.run_folder.mkdir()
+    running = threading.Thread(target=run_ranks, args=(config, scoring))
+    running.start()
+    wait_for(lambda: updates_made(config) >= 3)
+    ranks = wait_for(lambda: processes_named("RayTrainWorker"))
+    os.kill(ranks[-1], signal.SIGKILL)
+    (replica,) = processes_named("ServeReplica:rewards:clip")
+    os.kill(replica, signal.SIGKILL)
+    running.join(PATIENCE_S)
+    assert not running.is_alive()
+    assert RunFolder(config.run_folder).is_finished
+    assert RunFolder(config.run_folder).failure is None
+    assert not set(processes_named("RayTrainWorker")) & set(ranks)
+    assert [line["update"] for line in read_metrics(config.run_folder / "metrics.jsonl")] == list(range(1, 9))
+    assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
+
+
+def test_a_mistake_ends_the_run_at_once(
+    on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+) -> None:
+    """Ray Train does not start the ranks again for it: what is wrong is in the folder, in a line."""
+    config, scoring = on_ray
+    gone = config.prompts.model_copy(update={"train": tmp_path / "gone.txt"})
+    config = config.model_copy(update={"run_folder": tmp_path / "run", "prompts": gone})
+    config.run_folder.mkdir()
+    run_ranks(config, scoring)
+    failure = RunFolder(config.run_folder).failure
+    assert (
+        failure
+        == f"{tmp_path}/gone.txt: cannot be read (No such file or directory); check prompts in the config"
+    )
+    assert [path.name for path in config.run_folder.iterdir()] == ["failure"]
+
+
+def test_a_crash_that_comes_again_is_told_in_a_line(
+    on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+) -> None:
+    """Where metrics belong there is a folder: that is not among the mistakes that ranks look for."""
+    config, scoring = on_ray
+    ranks = config.ranks.model_copy(update={"workers": 1, "max_failures": 0})
+    config = config.model_copy(update={"run_folder": tmp_path / "run", "ranks": ranks})
+    (config.run_folder / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(RunFailed, match=r"^rank 0 failed 1 times: IsADirectoryError: .*metrics.jsonl'$"):
+        run_ranks(config, scoring)
+    assert RunFolder(config.run_folder).failure is None
+
+
+def test_errors_of_the_rewards_come_as_they_are(
+    on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+) -> None:
+    _, scoring = on_ray
+    pending = scoring.submit(torch.zeros(1, 16, 16, 3, dtype=torch.uint8).numpy(), [""], ["aesthetic"])
+    with pytest.raises(RewardUnknown, match="aesthetic"):
+        pending()
+    stats: Mapping[str, float] = scoring.stats()
+    assert stats["reward_calls"] > 0
+
+
+def test_rewards_that_are_not_there_are_a_line(tmp_path: Path, pipelines: dict[str, Path]) -> None:
+    """Before anything is started, when they are named wrongly; at once, where no cluster is."""
+    (tmp_path / "rewards.yaml").write_text("rewards: {jpeg: {scorer: jpeg}}", encoding="utf-8")
+    served = (f"rewards.services={tmp_path / 'rewards.yaml'}", "rewards.url=null")
+    config = configured(tmp_path, pipelines["epsilon"], *served)
+    with pytest.raises(RewardUnknown, match=r"'large', which .* does not serve; it serves jpeg"):
+        scoring_on_ray(config, None).__enter__()
+    config = configured(tmp_path, pipelines["epsilon"])
+    for address, says in (
+        ("127.0.0.1:1", "no Ray cluster answers at"),
+        ("ray://head:10001", "is no address of"),
+    ):
+        with pytest.raises(RunFailed, match=says):
+            scoring_on_ray(config, address).__enter__()
