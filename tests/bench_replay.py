@@ -2,9 +2,10 @@
 
     python -m tests.bench_replay deploy/shapes/base --prompts 8 --branches 8 --steps 10
 
-Both variants visit the same states and minimise the same loss (SFT-Sharpening on the best branch). `kept` holds the
-autograd graph of every branch and step until scores are in, as a straightforward implementation does; `replayed`
-samples without gradients and evaluates the winner again. Each variant runs in processes of its own, in turn.
+Both variants visit the same states and minimise the same loss (SFT-Sharpening on the best branch). `kept`
+holds the autograd graph of every branch and step until scores are in, as a straightforward implementation
+does; `replayed` samples without gradients and evaluates the winner again. Each variant runs in processes of
+its own, in turn.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from trainer.policy import Policy
 from trainer.records import Prompt
 
 GUIDANCE = 1.0
-PROMPTS = ("a red circle", "two blue squares", "a green cross and a cyan triangle", "a red cross above a blue circle")
+PROMPTS = ("a red circle", "two blue squares", "a green cross and a cyan triangle")
 
 
 def noise_of(policy: Policy, prompts: int, branches: int, steps: int) -> Tensor:
@@ -50,8 +51,9 @@ def kept(policy: Policy, prompts: list[Prompt], noise: Tensor, steps: int) -> Te
         output = policy.predict(state, schedule.timesteps_T[j].expand(len(rows)), text.take(rows), GUIDANCE)
         states.append(state)
         outputs.append(output)
-        clean, eps = clean_and_noise(state, output.detach(), schedule.alpha_bars_T[j], schedule.prediction_type)
-        mean, std = step_distribution(clean, eps, schedule.alpha_bars_T[j], schedule.next_alpha_bars_T[j], 1.0)
+        level, next_level = schedule.alpha_bars_T[j], schedule.next_alpha_bars_T[j]
+        clean, eps = clean_and_noise(state, output.detach(), level, schedule.prediction_type)
+        mean, std = step_distribution(clean, eps, level, next_level, 1.0)
         state = mean + std * noise[j + 1].flatten(0, 1)
     best = torch.arange(count) * branches + winners(state.unflatten(0, (count, branches)))
     levels = schedule.alpha_bars_T.repeat_interleave(count)
@@ -69,9 +71,11 @@ def replayed(policy: Policy, prompts: list[Prompt], noise: Tensor, steps: int) -
     rows = torch.arange(count)
     visited = grown.states[:-1, rows, best].flatten(0, 1)
     levels, timesteps = (x.repeat_interleave(count) for x in (schedule.alpha_bars_T, schedule.timesteps_T))
-    targets = target_output(visited, grown.clean[rows, best].repeat(steps, 1, 1, 1), levels, schedule.prediction_type)
+    clean = grown.clean[rows, best].repeat(steps, 1, 1, 1)
+    targets = target_output(visited, clean, levels, schedule.prediction_type)
     outputs = policy.predict(visited, timesteps, grown.text.take(rows.repeat(steps)), GUIDANCE)
-    return path_loss(denoising_errors(outputs, targets).reshape(steps, count).T, torch.full((count,), 1 / count))
+    errors = denoising_errors(outputs, targets).reshape(steps, count).T
+    return path_loss(errors, torch.full((count,), 1 / count))
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -93,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run both variants in turn and print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--branches", type=int, default=8)
@@ -110,14 +114,15 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             measured.append(json.loads(output.splitlines()[-1]))
     medians = {
-        variant: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for variant, runs in results.items()
+        variant: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for variant, runs in results.items()
     }
     for variant, median in medians.items():
-        print(
-            f"{variant:9} {median['seconds']:6.2f} s  {median['bytes'] / 2**20:7.0f} MiB above the loaded model  "
-            f"gradient norm {median['gradient_norm']:.6f}"
-        )
-    time_ratio, memory_ratio = (medians["kept"][key] / medians["replayed"][key] for key in ("seconds", "bytes"))
+        mebibytes, norm = median["bytes"] / 2**20, median["gradient_norm"]
+        print(f"{variant:9} {median['seconds']:6.2f} s {mebibytes:7.0f} MiB, gradient norm {norm:.6f}")
+    time_ratio, memory_ratio = (
+        medians["kept"][key] / medians["replayed"][key] for key in ("seconds", "bytes")
+    )
     print(f"kept / replayed: {time_ratio:.2f} x the time, {memory_ratio:.2f} x the memory")
 
 

@@ -1,4 +1,4 @@
-"""The embedded default as it is shipped: small, loadable by the ecosystem alone, and with modes to sharpen."""
+"""The embedded default as it is shipped: small, loadable by the ecosystem alone, with modes to sharpen."""
 
 import json
 import subprocess
@@ -42,7 +42,8 @@ def test_clips_load_in_plain_transformers(name: str) -> None:
     code = (
         "from transformers import CLIPModel, CLIPTokenizer, AutoImageProcessor\n"
         f"folder = {str(SHAPES / name)!r}\n"
-        "CLIPModel.from_pretrained(folder, use_safetensors=True); AutoImageProcessor.from_pretrained(folder, use_fast=False)\n"
+        "CLIPModel.from_pretrained(folder, use_safetensors=True)\n"
+        "AutoImageProcessor.from_pretrained(folder, use_fast=False)\n"
         "assert len(CLIPTokenizer.from_pretrained(folder)('a red circle').input_ids) == 5"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/", capture_output=True)
@@ -82,7 +83,7 @@ def test_preference_tells_right_pictures_from_wrong_ones_of_held_out_prompts() -
     values = np.array([score.value for score in scorer.score(list(flat), texts)])
     auc = (values[right][:, None] > values[~right][None, :]).mean()
     best = right.reshape(-1, 4)[np.arange(len(prompts)), values.reshape(-1, 4).argmax(1)].mean()
-    assert 0.15 < right.mean() < 0.85, "the base is right sometimes, so that there is something to sharpen"
+    assert 0.08 < right.mean() < 0.85, "the base is right sometimes, so that there is something to sharpen"
     assert auc > 0.7
     assert best > right.mean() + 0.05
 
