@@ -12,6 +12,7 @@ import yaml
 
 from tests.small_run import settings
 from tests.tiny import write_clip, write_pipeline
+from trainer.cli import main
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 400
@@ -56,13 +57,12 @@ def no_pipeline(config: Path) -> str:
     return f"model.path={config.parent}"
 
 
-def no_reward_model(config: Path) -> str:
+def no_reward_model(config: Path) -> None:
     rewards = {
         "jpeg": {"scorer": "clip", "num_cpus": 0.1, "options": {"model": "./nowhere"}},
         "large": {"scorer": "jpeg", "num_cpus": 0.1},
     }
     (config.parent / "rewards.yaml").write_text(yaml.safe_dump({"rewards": rewards}), encoding="utf-8")
-    return ""
 
 
 def other_run(config: Path) -> str:
@@ -91,22 +91,32 @@ BAD_INPUT = {
     "unknown reward": (setting("rewards.weights={clop: 1}"), "names 'clop', which"),
     "no cluster": (setting("rewards.judge=large"), "no Ray cluster answers at 127.0.0.1:1"),
     "other run": (other_run, "holds a run with other settings; resume it with its own (sharpen train"),
-    "no reward model": (no_reward_model, "reward jpeg never became ready: model folder"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_a_line_and_leaves_nothing(configured: Path, name: str) -> None:
+def test_bad_input_is_a_line_and_leaves_nothing(
+    configured: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, says = BAD_INPUT[name]
     override = spoil(configured)
     before = sorted(configured.parent.rglob("*"))
     changes = ["--set", override] if override else []
     address = ["--address", "127.0.0.1:1"] if name == "no cluster" else []
-    result = sharpen("train", str(configured), *changes, *address)
-    assert result.returncode == 2, result.stderr
-    (line,) = result.stderr.splitlines()
+    assert main(["train", str(configured), *changes, *address]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sharpen: ")
     assert says in line
+    assert sorted(configured.parent.rglob("*")) == before
+
+
+def test_a_reward_that_never_comes_up_is_a_line_and_leaves_nothing(configured: Path) -> None:
+    no_reward_model(configured)
+    before = sorted(configured.parent.rglob("*"))
+    result = sharpen("train", str(configured))
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sharpen: reward jpeg never became ready: model folder ")
     assert sorted(configured.parent.rglob("*")) == before
 
 

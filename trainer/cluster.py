@@ -123,7 +123,7 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
     except ray.train.WorkerGroupError as error:
         rank, failure = min(error.worker_failures.items(), key=lambda item: item[0])
         raise RunFailed(
-            f"rank {rank} failed {ranks.max_failures + 1} times: {_last_line(failure)}"
+            f"rank {rank} failed, after {ranks.max_failures} restarts too: {_last_line(failure)}"
         ) from error
     except (ray.train.TrainingFailedError, RayError) as error:
         raise RunFailed(f"the ranks could not be run: {_last_line(error)}") from error
