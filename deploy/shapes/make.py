@@ -30,8 +30,13 @@ STAGES = (
 
 
 def halve(source: Path, target: Path) -> None:
-    """Save the base model in half precision, as it is shipped."""
+    """Save the base model as it is shipped: UNet and autoencoder in half precision.
+
+    The small text encoders stay in float32, because transformers loads weights in the precision they have.
+    """
     pipeline = StableDiffusionXLPipeline.from_pretrained(source, dtype=torch.float16, add_watermarker=False)
+    pipeline.text_encoder.float()
+    pipeline.text_encoder_2.float()
     pipeline.save_pretrained(target)
 
 
