@@ -35,7 +35,7 @@ CAPTIONS = (
 class ScoringHere:
     """`Scoring` by scorers in this process.
 
-    `jpeg` is a reward, `large` (incompressible) a judge that now and then says yes, and `verifier` refuses
+    `jpeg` is a reward, `large` (incompressible) a judge that says yes to all of them, `verifier` refuses
     the 16 x 16 pictures of the tiny pipeline: a reward that really fails.
     """
 
