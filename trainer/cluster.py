@@ -11,7 +11,9 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +120,7 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
             ),
         ),
     )
+    handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
@@ -129,6 +132,9 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
         raise RunFailed(f"the ranks could not be run: {_last_line(error)}") from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+        if threading.current_thread() is threading.main_thread():
+            # Ray Train's own handler would outlive the run and call an actor that is gone.
+            signal.signal(signal.SIGINT, handler)
 
 
 def _rank_main(payload: Mapping[str, Any]) -> None:

@@ -77,17 +77,20 @@ class Losing(ScoringHere):
         return wait
 
 
-def finish_and_compare(config: TrainConfig, unbroken: TrainConfig, pipeline: Path, *counts: str) -> None:
+def finish_and_compare(
+    config: TrainConfig, unbroken: TrainConfig, pipeline: Path, *counts: str, tolerance: float = 1e-5
+) -> None:
     RunFolder(config.run_folder).forget_stop()
     assert go(config)
-    assert picked(config) == [pytest.approx(line, rel=1e-5) for line in picked(unbroken)]
-    assert relative_difference(weights_of(unbroken), weights_of(config), pipeline) < 1e-5
+    assert picked(config) == [pytest.approx(line, rel=tolerance) for line in picked(unbroken)]
+    assert relative_difference(weights_of(unbroken), weights_of(config), pipeline) < tolerance
     summaries = [
         json.loads((one.run_folder / "summary.json").read_text(encoding="utf-8"))
         for one in (config, unbroken)
     ]
     same = ("reward_after", "accuracy_after", "updates", *counts)
-    assert {name: summaries[0][name] for name in same} == {name: summaries[1][name] for name in same}
+    found, expected = ({name: summary[name] for name in same} for summary in summaries)
+    assert found == pytest.approx(expected, rel=tolerance)
 
 
 def test_a_broken_run_ends_as_the_unbroken_one(folder: Path, tmp_path: Path) -> None:
@@ -227,4 +230,5 @@ def test_two_ranks_stay_together_and_one_goes_on(folder: Path, tmp_path: Path) -
     assert RunFolder(configs["lost"].run_folder).failure == "nobody listens there; start the rewards"
     assert go(configs["one"])
     assert 0 < len(picked(configs["two"])) < 3
-    finish_and_compare(configs["two"], configs["one"], folder)
+    # Two ranks sum in another order than one.
+    finish_and_compare(configs["two"], configs["one"], folder, tolerance=1e-3)
