@@ -16,6 +16,8 @@ from trainer.report import write_report
 from trainer.run_folder import RunFolder
 
 _POLL_S = 0.5
+_AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""What a second signal does, whatever handler somebody had put there before."""
 
 
 class RunFailed(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
@@ -91,7 +93,7 @@ def _stopping(folder: RunFolder) -> Iterator[None]:
 
     def ask(number: int, _frame: object) -> None:
         folder.request_stop()
-        signal.signal(number, previous[number])
+        signal.signal(number, _AT_ONCE[number])
         sys.stderr.write("\nSaving a checkpoint after this update; once more to interrupt at once.\n")
 
     previous: dict[int, Any] = {
