@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from reward_services.errors import ConfigInvalid
+from reward_services.options import ClipOptions, JpegOptions, VerifierOptions
 from reward_services.schema import Limits
 
 
@@ -46,31 +47,6 @@ class Autoscaling(_Section):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat = 16.0
-
-
-class ClipOptions(_Section):
-    """Options of the `clip` scorer."""
-
-    model: str
-    """A CLIPModel folder, or the id of a model on the Hugging Face hub."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub model."""
-    device: str = "auto"
-    """`auto` is cuda where there is one, else cpu."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    preprocessing: Literal["openai", "transformers"] = "openai"
-    torch_threads: PositiveInt = 1
-    """Intra-op threads of torch on the CPU."""
-
-
-class JpegOptions(_Section):
-    """Options of the `jpeg` scorer."""
-
-    direction: Literal["compressible", "incompressible"] = "compressible"
-
-
-class VerifierOptions(_Section):
-    """The `verifier` has none."""
 
 
 class _Deployed(_Section):
@@ -184,15 +160,15 @@ def _with_folders(config: ServicesConfig, folder: Path) -> ServicesConfig:
     return config.model_copy(update={"rewards": rewards})
 
 
-def _with_folder(reward: _Deployed, folder: Path) -> _Deployed:
-    if not isinstance(reward, ClipReward):
-        return reward
-    named = reward.options.model
+def _with_folder(reward: Reward, folder: Path) -> Reward:
+    found = {name: _located(getattr(reward.options, name), folder) for name in reward.options.folders}
+    return reward.model_copy(update={"options": reward.options.model_copy(update=found)})
+
+
+def _located(named: str, folder: Path) -> str:
+    """An absolute path for a folder, existing or meant as one; anything else is a name on the hub."""
     is_folder = (folder / named).is_dir() or named.startswith(".") or named.count("/") > 1
-    options = reward.options.model_copy(
-        update={"model": str((folder / named).resolve()) if is_folder else named}
-    )
-    return reward.model_copy(update={"options": options})
+    return str((folder / named).resolve()) if is_folder else named
 
 
 def _explained(error: ValidationError) -> str:

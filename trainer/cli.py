@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reward_services import RewardError
-from trainer.config import ConfigError, TrainConfig, load_config
+from trainer.config import ConfigError, load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    config = _absolute(load_config(arguments.config, arguments.set))
+    config = load_config(arguments.config, arguments.set)
     from trainer import cluster, driver
 
     folder = driver.check(config)
@@ -46,7 +46,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer import cluster, finished
 
-    config = _absolute(finished.config_of(arguments.model, arguments.config, arguments.set))
+    config = finished.config_of(arguments.model, arguments.config, arguments.set)
     policy = finished.open_policy(arguments.model)
     with cluster.scoring_on_ray(config, arguments.address) as scoring:
         result = finished.evaluate(policy, config, scoring)
@@ -66,18 +66,6 @@ def _sample(arguments: argparse.Namespace) -> int:
     for path in finished.sample(arguments.model, arguments.prompts, folder=arguments.out, draws=draws):
         print(path)
     return 0
-
-
-def _absolute(config: TrainConfig) -> TrainConfig:
-    """Local paths as the ranks will see them, whose working directory is another one."""
-    values = config.model_dump()
-    for section, key in (("prompts", "train"), ("prompts", "held_out"), ("rewards", "services")):
-        values[section][key] = values[section][key] and values[section][key].absolute()
-    for section, key in (("model", "path"), ("evaluation", "features")):
-        name = values[section][key]
-        # What is no folder here is an id on the hub.
-        values[section][key] = str(Path(name).absolute()) if name and Path(name).exists() else name
-    return TrainConfig.model_validate({**values, "run_folder": config.run_folder.absolute()})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,11 +99,11 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
     """
     ranks = config.ranks
     # Ray Train wants a place that all nodes see, though the loop keeps its own checkpoints.
-    storage = config.run_folder / ".ray_train"
+    storage = config.run_folder.absolute() / ".ray_train"
     shutil.rmtree(storage, ignore_errors=True)
     trainer = ray.train.torch.TorchTrainer(
         _rank_main,
-        train_loop_config={"config": config.model_dump(mode="json"), "scoring": scoring},
+        train_loop_config={"config": _absolute(config).model_dump(mode="json"), "scoring": scoring},
         # Gradients are summed where they are, the ranks' other messages are small and on the CPU.
         torch_config=ray.train.torch.TorchConfig(
             backend="cpu:gloo,cuda:nccl" if ranks.gpus_per_worker else "gloo"
@@ -143,6 +144,18 @@ def _rank_main(payload: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     loop.run(config, scoring=payload["scoring"], ranks=ranks, device=ray.train.torch.get_device())
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Paths as ranks find them, whose working directory is another; the run folder keeps them as written."""
+    values = config.model_dump()
+    for section, key in (("prompts", "train"), ("prompts", "held_out"), ("rewards", "services")):
+        values[section][key] = values[section][key] and values[section][key].absolute()
+    for section, key in (("model", "path"), ("evaluation", "features")):
+        name = values[section][key]
+        # What is no folder here is an id on the hub.
+        values[section][key] = str(Path(name).absolute()) if name and Path(name).exists() else name
+    return TrainConfig.model_validate({**values, "run_folder": config.run_folder.absolute()})
 
 
 def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:

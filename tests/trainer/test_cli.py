@@ -1,4 +1,4 @@
-"""The command line: arguments, exit codes, a line for an error, paths that hold in other working folders."""
+"""The command line: arguments, exit codes, a line for an error."""
 
 import subprocess
 import sys
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_run import configured
-from trainer.cli import _absolute, main
-from trainer.config import load_config
+from trainer.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,23 +48,3 @@ def test_sample_writes_pictures(
         str(tmp_path / "out" / "00-8.png"),
     ]
     assert main([*command, "--pictures", "0"]) == 2
-
-
-def test_paths_hold_in_another_working_directory(
-    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configured(tmp_path, pipelines["epsilon"])
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path)
-    overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
-    overrides += ["rewards.services=rewards.yaml", "evaluation.features=model"]
-    config = _absolute(load_config(Path("settings.yaml"), overrides))
-    assert config.run_folder == tmp_path / "runs" / "a"
-    assert config.prompts.train == tmp_path / "train.jsonl"
-    assert config.rewards.services == tmp_path / "rewards.yaml"
-    assert config.model.path == config.evaluation.features == str(tmp_path / "model")
-    hub = _absolute(
-        load_config(Path("settings.yaml"), ["model.path=stabilityai/sdxl", "prompts.held_out=null"])
-    )
-    assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)
-    assert (hub.rewards.services, hub.evaluation.features) == (None, None)

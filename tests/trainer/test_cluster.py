@@ -19,7 +19,7 @@ from ray import serve
 
 from reward_services import RewardUnknown
 from tests.small_run import configured, relative_difference, settings, weights_of
-from trainer.cluster import CoordinatorScoring, run_ranks, scoring_on_ray
+from trainer.cluster import CoordinatorScoring, _absolute, run_ranks, scoring_on_ray
 from trainer.config import TrainConfig, load_config
 from trainer.driver import RunFailed, begin, check, conclude, watch
 from trainer.metrics import read_metrics
@@ -252,3 +252,23 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert result.returncode == 0, result.stderr
     assert str(tmp_path / "run" / "report.html") in result.stdout
     assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
+
+
+def test_ranks_find_paths_from_another_working_directory(
+    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, pipelines["epsilon"], tmp_path)
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
+    overrides += ["rewards.services=rewards.yaml", "evaluation.features=model"]
+    config = _absolute(load_config(Path("settings.yaml"), overrides))
+    assert config.run_folder == tmp_path / "runs" / "a"
+    assert config.prompts.train == tmp_path / "train.jsonl"
+    assert config.rewards.services == tmp_path / "rewards.yaml"
+    assert config.model.path == config.evaluation.features == str(tmp_path / "model")
+    hub = _absolute(
+        load_config(Path("settings.yaml"), ["model.path=stabilityai/sdxl", "prompts.held_out=null"])
+    )
+    assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)
+    assert (hub.rewards.services, hub.evaluation.features) == (None, None)
