@@ -89,8 +89,8 @@ class RewardsConfig(Section):
     on_failure: Literal["drop_branch", "drop_prompt", "stop"] = "drop_branch"
     """What an update does without a score that it needs."""
     failure_budget: Share = 0.05
-    """Share of a run's scores that may fail before the run stops."""
-    ready_timeout_s: Positive = 120.0
+    """Share of a run's scores that may fail before it stops; unless it is 0, the first 16 never stop it."""
+    ready_timeout_s: Positive = 300.0
     """Time the reward services have to become ready."""
 
     @model_validator(mode="after")

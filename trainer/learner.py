@@ -161,18 +161,17 @@ class Learner:
                 yield self._rlhf_terms(replay, selection.gap_P[pairs].to(self._policy.device))
 
     def _sft_terms(self, replay: Replay, weights_B: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, references = self._outputs(replay, needs_reference=self._config.loss.kl_weight > 0)
+        outputs = self._outputs(replay)
         errors_BS = denoising_errors(outputs, replay.targets).unflatten(0, (len(weights_B), -1))
         loss = path_loss(errors_BS, weights_B)
-        if references is None:
+        if self._config.loss.kl_weight == 0:
             return loss, torch.zeros_like(loss)
-        divergence_BS = denoising_errors(outputs, references).unflatten(0, (len(weights_B), -1))
+        divergence_BS = denoising_errors(outputs, self._references(replay)).unflatten(0, (len(weights_B), -1))
         return loss, path_loss(divergence_BS, weights_B)
 
     def _rlhf_terms(self, replay: Replay, gaps_B: Tensor) -> tuple[Tensor, Tensor]:
         options = self._config.loss
-        outputs, references = self._outputs(replay, needs_reference=True)
-        assert references is not None
+        outputs, references = self._outputs(replay), self._references(replay)
         reference_errors = denoising_errors(references, replay.targets)
         ratios = (reference_errors - denoising_errors(outputs, replay.targets)).unflatten(
             0, (2, len(gaps_B), -1)
@@ -184,16 +183,17 @@ class Learner:
         divergence_BS = denoising_errors(outputs, references).unflatten(0, (2 * len(gaps_B), -1))
         return loss, path_loss(divergence_BS, gaps_B.new_full((2 * len(gaps_B),), 0.5))
 
-    def _outputs(self, replay: Replay, *, needs_reference: bool) -> tuple[Tensor, Tensor | None]:
-        """What the policy, with gradients, and the reference, without, say at the replayed states."""
+    def _outputs(self, replay: Replay) -> Tensor:
+        """What the policy says at the replayed states, with gradients."""
         guidance = self._config.sampling.guidance
-        references = None
-        if needs_reference:
-            with torch.no_grad(), self._policy.reference():
-                references = self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
-        outputs = self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
-        self.unet_evaluations += (2 if needs_reference else 1) * len(outputs) * (1 if guidance == 1 else 2)
-        return outputs, references
+        self.unet_evaluations += len(replay.states) * (1 if guidance == 1 else 2)
+        return self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
+
+    @torch.no_grad()
+    def _references(self, replay: Replay) -> Tensor:
+        """What the model before training says there, without."""
+        with self._policy.reference():
+            return self._outputs(replay)
 
     def _replay(self, branches: Branches, rows: Tensor, columns: Tensor, draws: Draws) -> Replay:
         steps_BS = draws.steps_PS[rows]

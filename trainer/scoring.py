@@ -64,7 +64,8 @@ class FailureBudget:
     @property
     def exhausted(self) -> str | None:
         """Why the run must stop, or None."""
-        allowed = 0 if self.stop_at_once else max(self.share * self.scores, _ALWAYS_ALLOWED)
+        allows_some = self.share > 0 and not self.stop_at_once
+        allowed = max(self.share * self.scores, _ALWAYS_ALLOWED) if allows_some else 0
         if self.failures <= allowed:
             return None
         return (

@@ -267,8 +267,8 @@ def test_ranks_find_paths_from_another_working_directory(
     assert config.prompts.train == tmp_path / "train.jsonl"
     assert config.rewards.services == tmp_path / "rewards.yaml"
     assert config.model.path == config.evaluation.features == str(tmp_path / "model")
-    hub = _absolute(
-        load_config(Path("settings.yaml"), ["model.path=stabilityai/sdxl", "prompts.held_out=null"])
-    )
+    elsewhere = ["model.path=stabilityai/sdxl", "prompts.held_out=null", "evaluation.features=null"]
+    elsewhere += ["rewards.services=null", "rewards.url=http://rewards:8000"]
+    hub = _absolute(load_config(Path("settings.yaml"), elsewhere))
     assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)
     assert (hub.rewards.services, hub.evaluation.features) == (None, None)

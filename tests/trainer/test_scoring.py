@@ -122,8 +122,9 @@ def test_failures_within_the_budget_stop_nothing() -> None:
 
 
 def test_a_few_failures_are_no_share() -> None:
-    assert counted(FailureBudget(share=0.0), failures=16, scores=16) is None
-    assert counted(FailureBudget(share=0.0), failures=17, scores=17) is not None
+    assert counted(FailureBudget(share=0.01), failures=16, scores=16) is None
+    assert counted(FailureBudget(share=0.01), failures=17, scores=17) is not None
+    assert counted(FailureBudget(share=0.0), failures=1, scores=100) is not None
 
 
 def test_failures_beyond_the_budget_name_the_last_cause() -> None:
