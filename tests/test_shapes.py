@@ -68,7 +68,7 @@ def test_default_run_trains_on_learned_rewards_and_is_judged_by_the_verifier() -
 
 
 def test_preference_tells_right_pictures_from_wrong_ones_of_held_out_prompts() -> None:
-    """Measured when it was made; see preference.json for the figures over more captions."""
+    """Measured over more captions when it was made; deploy/shapes/README.md has the figures."""
     config = load_config(ROOT / "deploy" / "shapes.yaml")
     policy = Policy.load(ModelConfig(path=str(SHAPES / "base"), lora=None), trainable=False)
     scorer = ClipScorer(model=str(SHAPES / "preference-clip"))

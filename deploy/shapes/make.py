@@ -1,4 +1,4 @@
-"""Makes the embedded default again from its seeds: `make shapes`, about an hour and a half on two cores.
+"""Makes the embedded default again from its seeds: `make shapes`, some 100 minutes on two cores.
 
     autoencoder ─▶ base model, right captions ─▶ base model, web captions ─┐
     CLIP on clean renders ─────────────────────────────────────────────────┴─▶ CLIP tuned on its samples
