@@ -1,6 +1,6 @@
 """What held-out pictures say about a model: accuracy, its change with a clustered standard error, diversity.
 
-Axes: N pictures, P prompts, K pictures of one prompt, d features.
+Axes: N pictures, K of them of one prompt, d features.
 """
 
 import math
@@ -42,7 +42,9 @@ class EvaluationResult:
     scores: Mapping[str, tuple[float | None, ...]]
     """Scores by reward; None where the reward failed."""
     diversity: float | None
-    """Mean pairwise cosine distance of pictures of one prompt; None when it was not measured."""
+    """Mean cosine distance between pictures of one prompt; None when it was not measured."""
+    diversity_of_correct: float | None = None
+    """The same between correct pictures: without it a model that makes fewer mistakes looks less diverse."""
 
     @property
     def accuracy(self) -> float:
@@ -71,6 +73,7 @@ class EvaluationResult:
             "accuracy_by_category": self.accuracy_by_category,
             "scores": self.mean_scores,
             "diversity": self.diversity,
+            "diversity_of_correct": self.diversity_of_correct,
         }
 
 
@@ -116,19 +119,22 @@ def paired_difference(
     return PairedDifference(mean, math.sqrt(variance) / len(differences), len(differences), groups)
 
 
-def diversity(features_PKd: NDArray[np.floating[Any]]) -> float:
-    """Mean over prompts of the mean cosine distance between two pictures of the prompt; 0 is collapse.
+def diversity(features_Nd: NDArray[np.floating[Any]], prompts: Sequence[Hashable]) -> float | None:
+    """Mean cosine distance over the pairs of pictures of one prompt; 0 is collapse.
 
-    Features need no unit length. Raises ValueError unless they are (P, K >= 2, d) and not zero.
+    Features need no unit length. None where no prompt has two pictures. Raises ValueError unless there is one
+    feature, not zero, for each prompt.
     """
-    if features_PKd.ndim != 3 or features_PKd.shape[1] < 2:
-        raise ValueError(f"features must be (prompts, pictures >= 2, d), not {features_PKd.shape}")
-    norms_PK1 = np.linalg.norm(features_PKd, axis=-1, keepdims=True)
-    if not np.all(norms_PK1 > 0):
+    if features_Nd.ndim != 2 or len(features_Nd) != len(prompts):
+        raise ValueError(f"features must be ({len(prompts)} pictures, d), not {features_Nd.shape}")
+    norms_N1 = np.linalg.norm(features_Nd, axis=-1, keepdims=True)
+    if not np.all(norms_N1 > 0):
         raise ValueError("a feature of length zero has no direction")
-    unit_PKd = features_PKd.astype(np.float64) / norms_PK1
-    pictures = unit_PKd.shape[1]
+    rows_of = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        rows_of[prompt].append(row)
+    unit_Nd = features_Nd.astype(np.float64) / norms_N1
     # |Σ_k f_k|² = K + the cosines of all K(K - 1) ordered pairs.
-    squared_sum_P = np.square(unit_PKd.sum(axis=1)).sum(axis=-1)
-    cosine_P = (squared_sum_P - pictures) / (pictures * (pictures - 1))
-    return float(np.mean(1 - cosine_P))
+    cosines = sum(float(np.square(unit_Nd[rows].sum(0)).sum()) - len(rows) for rows in rows_of.values())
+    pairs = sum(len(rows) * (len(rows) - 1) for rows in rows_of.values())
+    return 1 - cosines / pairs if pairs else None

@@ -92,22 +92,27 @@ class HeldOut:
     ) -> Evaluated:
         values = {name: tuple(score.value for score in of_reward) for name, of_reward in scores.items()}
         verdicts = values.get(self._config.rewards.judge or "", (None,) * len(pictures))
+        correct = tuple(None if verdict is None else verdict >= 0.5 for verdict in verdicts)
+        features = None if self._features is None else self._features(list(pictures))
         result = EvaluationResult(
             update=update,
             guidance=self._config.sampling.guidance,
             prompts=tuple(prompt.text for prompt, _ in self._draws),
             categories=tuple(str(prompt.extra.get("category", "all")) for prompt, _ in self._draws),
-            correct=tuple(None if verdict is None else verdict >= 0.5 for verdict in verdicts),
+            correct=correct,
             scores=values,
-            diversity=self._diversity(pictures),
+            diversity=self._diversity(features, np.full(len(pictures), fill_value=True)),
+            diversity_of_correct=self._diversity(features, np.array([bool(verdict) for verdict in correct])),
         )
         return Evaluated(result, pictures)
 
-    def _diversity(self, images: NDArray[np.uint8]) -> float | None:
-        if self._features is None:
+    def _diversity(
+        self, features_Nd: NDArray[np.float32] | None, chosen_N: NDArray[np.bool_]
+    ) -> float | None:
+        if features_Nd is None:
             return None
-        features = self._features(list(images))
-        return diversity(features.reshape(-1, self._config.evaluation.pictures_per_prompt, features.shape[1]))
+        prompts = [prompt.text for (prompt, _), chosen in zip(self._draws, chosen_N, strict=True) if chosen]
+        return diversity(features_Nd[chosen_N], prompts)
 
 
 def draw(

@@ -92,6 +92,7 @@ def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("Verified accuracy", "accuracy", True),
         ("Reward", "reward", False),
         ("Diversity", "diversity", False),
+        ("Diversity of correct pictures", "diversity_of_correct", False),
     ):
         before, after = (summary.get(f"{key}_{when}") for when in ("before", "after"))
         if before is None or after is None:
@@ -107,7 +108,7 @@ def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "before": before,
                 "after": after,
                 "change": after - before,
-                "kept": after / before if key == "diversity" and before else None,
+                "kept": after / before if key.startswith("diversity") and before else None,
                 "control_change": control_change,
                 "above_control": None if control_change is None else after - before - control_change,
             }

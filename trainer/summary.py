@@ -56,6 +56,7 @@ def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfi
         means = result.mean_scores
         figures[f"reward_{name}"] = sum(weight * means[reward] for reward, weight in weights.items())
         figures[f"diversity_{name}"] = result.diversity
+        figures[f"diversity_of_correct_{name}"] = result.diversity_of_correct
     if config.rewards.judge is None:
         return figures
     change = paired_difference(before.correct, after.correct, before.prompts)

@@ -24,6 +24,8 @@ KEPT = (
     "reward_after",
     "diversity_before",
     "diversity_after",
+    "diversity_of_correct_before",
+    "diversity_of_correct_after",
 )
 
 

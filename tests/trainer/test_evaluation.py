@@ -67,21 +67,24 @@ def test_the_standard_error_is_the_spread_of_the_mean_when_clusters_share_an_eff
 
 def test_diversity_worked_by_hand() -> None:
     # One prompt with orthogonal pictures (distance 1), one whose pictures are the same but for length (0).
-    features = np.array([[[1.0, 0.0], [0.0, 3.0]], [[1.0, 1.0], [2.0, 2.0]]])
-    assert diversity(features) == pytest.approx(0.5)
+    features = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0], [2.0, 2.0], [-1.0, 0.0]])
+    assert diversity(features, ["a", "b", "a", "b", "alone"]) == pytest.approx(0.5)
+    assert diversity(features, ["a", "b", "c", "d", "e"]) is None
+    assert diversity(features[:0], []) is None
 
 
 def test_diversity_is_the_mean_over_pairs() -> None:
-    features = np.random.default_rng(2).normal(size=(3, 5, 7)).astype(np.float32)
+    features = np.random.default_rng(2).normal(size=(12, 7)).astype(np.float32)
+    prompts = [0, 1, 2, 1, 1, 0, 2, 1, 0, 1, 3, 2]
     unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    pairs = [1 - unit[p, i] @ unit[p, j] for p in range(3) for i in range(5) for j in range(i)]
-    assert diversity(features) == pytest.approx(np.mean(pairs), rel=1e-5)
+    pairs = [1 - unit[i] @ unit[j] for i in range(12) for j in range(i) if prompts[i] == prompts[j]]
+    assert diversity(features, prompts) == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
-@pytest.mark.parametrize("features", [np.ones((4, 8)), np.ones((4, 1, 8)), np.zeros((1, 2, 3))])
+@pytest.mark.parametrize("features", [np.ones((2, 4, 8)), np.ones((3, 8)), np.zeros((2, 3))])
 def test_diversity_refuses_what_has_none(features: NDArray[np.float64]) -> None:
     with pytest.raises(ValueError, match=r"features must be|length zero"):
-        diversity(features)
+        diversity(features, ["a", "a"])
 
 
 def test_a_result_gives_its_headline_and_keeps_failures_apart() -> None:
@@ -93,6 +96,7 @@ def test_a_result_gives_its_headline_and_keeps_failures_apart() -> None:
         correct=(True, None, False),
         scores={"clip": (1.0, 3.0, None), "jpeg": (None, None, None)},
         diversity=0.25,
+        diversity_of_correct=0.125,
     )
     assert json.loads(json.dumps(result.headline())) == {
         "update": 3,
@@ -103,4 +107,5 @@ def test_a_result_gives_its_headline_and_keeps_failures_apart() -> None:
         "accuracy_by_category": {"count": 1.0, "size": 0.0},
         "scores": {"clip": 2.0},
         "diversity": 0.25,
+        "diversity_of_correct": 0.125,
     }

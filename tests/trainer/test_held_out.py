@@ -59,6 +59,13 @@ def test_features_measure_diversity(folder: Path, clip_folder: Path, tmp_path: P
     found = evaluated(configured(tmp_path, folder, f"evaluation.features={clip_folder}"))
     assert found.result.diversity is not None
     assert 0 < found.result.diversity < 1
+    # `large` calls every picture correct.
+    assert found.result.diversity_of_correct == pytest.approx(found.result.diversity)
+    unjudged = evaluated(
+        configured(tmp_path, folder, f"evaluation.features={clip_folder}", "rewards.judge=null")
+    )
+    assert unjudged.result.diversity == pytest.approx(found.result.diversity)
+    assert unjudged.result.diversity_of_correct is None
 
 
 def test_nothing_to_evaluate_on_says_so(folder: Path, tmp_path: Path) -> None:

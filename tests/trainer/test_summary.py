@@ -19,6 +19,7 @@ PROMISED = {
     *("accuracy_before", "accuracy_after", "accuracy_by_category", "reward_calls", "images_scored"),
     *("unet_evaluations", "reward_stall_s", "stall_fraction", "peak_memory_bytes", "accuracy_gain"),
     *("accuracy_gain_standard_error", "diversity_before", "diversity_after", "guidance", "pictures"),
+    *("diversity_of_correct_before", "diversity_of_correct_after"),
 }
 
 
@@ -81,7 +82,8 @@ def test_gains_are_paired(tmp_path: Path) -> None:
         "y": {"before": 1, "after": 1},
     }
     unjudged = gained(before, after, configured(tmp_path, tmp_path, "rewards.judge=null"))
-    assert set(unjudged) == {"reward_before", "reward_after", "diversity_before", "diversity_after"}
+    kinds = ("reward", "diversity", "diversity_of_correct")
+    assert set(unjudged) == {f"{kind}_{when}" for kind in kinds for when in ("before", "after")}
 
 
 def test_times_add_up() -> None:
