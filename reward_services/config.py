@@ -24,7 +24,14 @@ from pydantic import (
 )
 
 from reward_services.errors import ConfigInvalid
-from reward_services.options import ClipOptions, JpegOptions, VerifierOptions
+from reward_services.options import (
+    AestheticOptions,
+    ClipOptions,
+    Hpsv2Options,
+    JpegOptions,
+    PickScoreOptions,
+    VerifierOptions,
+)
 from reward_services.schema import Limits
 
 
@@ -87,7 +94,31 @@ class VerifierReward(_Deployed):
     options: VerifierOptions = VerifierOptions()
 
 
-Reward = Annotated[ClipReward | JpegReward | VerifierReward, Field(discriminator="scorer")]
+class AestheticReward(_Deployed):
+    """A reward scored by `aesthetic`."""
+
+    scorer: Literal["aesthetic"]
+    options: AestheticOptions
+
+
+class PickScoreReward(_Deployed):
+    """A reward scored by `pickscore`."""
+
+    scorer: Literal["pickscore"]
+    options: PickScoreOptions = PickScoreOptions()
+
+
+class Hpsv2Reward(_Deployed):
+    """A reward scored by `hpsv2`."""
+
+    scorer: Literal["hpsv2"]
+    options: Hpsv2Options = Hpsv2Options()
+
+
+Reward = Annotated[
+    ClipReward | JpegReward | VerifierReward | AestheticReward | PickScoreReward | Hpsv2Reward,
+    Field(discriminator="scorer"),
+]
 RewardName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 

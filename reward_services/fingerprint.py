@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from reward_services.config import ClipReward, ServicesConfig
+from reward_services.config import ServicesConfig
 
 
 def fingerprint(config: ServicesConfig) -> str:
@@ -14,8 +14,8 @@ def fingerprint(config: ServicesConfig) -> str:
     digest = hashlib.sha256(_of_code().encode())
     digest.update(config.model_dump_json().encode())
     for reward in config.rewards.values():
-        if isinstance(reward, ClipReward):
-            digest.update(_of_files(Path(reward.options.model)).encode())
+        for option in reward.options.folders:
+            digest.update(_of_files(Path(getattr(reward.options, option))).encode())
     return digest.hexdigest()
 
 

@@ -16,7 +16,17 @@ class ScorerOptions(BaseModel):
     """Options that name a folder, or what lies on the hub."""
 
 
-class ClipOptions(ScorerOptions):
+class TorchOptions(ScorerOptions):
+    """Options of every scorer that runs a model in torch."""
+
+    device: str = "auto"
+    """`auto` is cuda where there is one, else cpu."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    torch_threads: PositiveInt = 1
+    """Intra-op threads of torch on the CPU."""
+
+
+class ClipOptions(TorchOptions):
     """Options of the `clip` scorer."""
 
     folders = ("model",)
@@ -25,12 +35,50 @@ class ClipOptions(ScorerOptions):
     """A CLIPModel folder, or the id of a model on the Hugging Face hub."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
-    device: str = "auto"
-    """`auto` is cuda where there is one, else cpu."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     preprocessing: Literal["openai", "transformers"] = "openai"
-    torch_threads: PositiveInt = 1
-    """Intra-op threads of torch on the CPU."""
+
+
+class AestheticOptions(TorchOptions):
+    """Options of the `aesthetic` scorer."""
+
+    folders = ("model", "head")
+
+    model: str = "openai/clip-vit-large-patch14"
+    revision: str | None = None
+    head: str
+    """Folder or hub id with the predictor's weights; their author publishes them on GitHub."""
+    head_file: str = "sac+logos+ava1-l14-linearMSE.pth"
+    head_revision: str | None = None
+    preprocessing: Literal["openai", "transformers"] = "openai"
+
+
+class PickScoreOptions(TorchOptions):
+    """Options of the `pickscore` scorer."""
+
+    folders = ("model", "processor")
+
+    model: str = "yuvalkirstain/PickScore_v1"
+    revision: str | None = None
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    """Folder or hub id with the tokenizer and the normalisation."""
+    processor_revision: str | None = None
+    preprocessing: Literal["openai", "transformers"] = "transformers"
+
+
+class Hpsv2Options(TorchOptions):
+    """Options of the `hpsv2` scorer."""
+
+    folders = ("model", "architecture")
+
+    model: str = "xswu/HPSv2"
+    revision: str | None = None
+    checkpoint: str = "HPS_v2_compressed.pt"
+    """The file's name; HPS_v2.1_compressed.pt is version 2.1."""
+    architecture: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    """Folder or hub id of the CLIPModel whose configuration and tokenizer the checkpoint was made with."""
+    architecture_revision: str | None = None
+    antialias: bool = True
+    """How pictures are resized: as torchvision 0.17 and later do by default, or as older ones did."""
 
 
 class JpegOptions(ScorerOptions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from reward_services.scorers.jpeg import Direction, JpegScorer
@@ -12,13 +13,15 @@ from reward_services.scorers.scorer import Scorer
 # should pay for torch.
 
 
-def _clip(*, torch_threads: int, **options: Any) -> Scorer[Any, Any]:
-    import torch  # noqa: PLC0415
+def _on_torch(module: str, scorer: str) -> Callable[..., Scorer[Any, Any]]:
+    def build(*, torch_threads: int, **options: Any) -> Scorer[Any, Any]:
+        import torch  # noqa: PLC0415
 
-    from reward_services.scorers.clip import ClipScorer  # noqa: PLC0415
+        torch.set_num_threads(torch_threads)
+        built: Scorer[Any, Any] = getattr(import_module(f"{__name__}.{module}"), scorer)(**options)
+        return built
 
-    torch.set_num_threads(torch_threads)
-    return ClipScorer(**options)
+    return build
 
 
 def _jpeg(*, direction: Direction) -> Scorer[Any, Any]:
@@ -31,5 +34,12 @@ def _verifier() -> Scorer[Any, Any]:
     return VerifierScorer()
 
 
-SCORERS: Mapping[str, Callable[..., Scorer[Any, Any]]] = {"clip": _clip, "jpeg": _jpeg, "verifier": _verifier}
+SCORERS: Mapping[str, Callable[..., Scorer[Any, Any]]] = {
+    "aesthetic": _on_torch("aesthetic", "AestheticScorer"),
+    "clip": _on_torch("clip", "ClipScorer"),
+    "hpsv2": _on_torch("hpsv2", "Hpsv2Scorer"),
+    "jpeg": _jpeg,
+    "pickscore": _on_torch("pickscore", "PickScoreScorer"),
+    "verifier": _verifier,
+}
 """Name to a function that builds the scorer from the options of its configuration."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reward_services import ConfigInvalid
-from reward_services.config import ClipReward, Http, load_config
+from reward_services.config import AestheticReward, ClipReward, Http, load_config
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "rewards.yaml"
 GOOD = """
@@ -46,6 +46,14 @@ def test_a_model_folder_is_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
     path = written(tmp_path, GOOD)
     monkeypatch.chdir("/")
     assert model_of(path, "mine") == str(tmp_path / "models" / "clip")
+
+
+def test_every_folder_option_is_relative_to_the_file(tmp_path: Path) -> None:
+    text = "rewards: {a: {scorer: aesthetic, options: {head: ./weights, revision: v1}}}"
+    reward = load_config(written(tmp_path, text)).rewards["a"]
+    assert isinstance(reward, AestheticReward)
+    assert reward.options.head == str(tmp_path / "weights")
+    assert reward.options.model == "openai/clip-vit-large-patch14"
 
 
 def test_a_name_without_a_folder_is_a_hub_model(tmp_path: Path) -> None:

@@ -23,6 +23,14 @@ def test_every_setting_is_part_of_it() -> None:
     assert len({fingerprint(variant) for variant in variants}) == len(variants)
 
 
+def test_so_are_the_files_of_every_folder_that_a_reward_names(tmp_path: Path) -> None:
+    reward = {"scorer": "aesthetic", "options": {"head": str(tmp_path)}}
+    one = ServicesConfig.model_validate({"rewards": {"one": reward}})
+    before = fingerprint(one)
+    (tmp_path / "head.pth").touch()
+    assert fingerprint(one) != before
+
+
 def test_so_are_the_files_of_a_model_folder(tiny_clip: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(tiny_clip, folder)

@@ -3,10 +3,20 @@
 import pytest
 from pydantic import ValidationError
 
-from reward_services.options import ClipOptions, JpegOptions, ScorerOptions, VerifierOptions
+from reward_services.options import (
+    AestheticOptions,
+    ClipOptions,
+    Hpsv2Options,
+    JpegOptions,
+    PickScoreOptions,
+    ScorerOptions,
+    VerifierOptions,
+)
+
+EVERY = [AestheticOptions, ClipOptions, Hpsv2Options, JpegOptions, PickScoreOptions, VerifierOptions]
 
 
-@pytest.mark.parametrize("options", [ClipOptions, JpegOptions, VerifierOptions])
+@pytest.mark.parametrize("options", EVERY)
 def test_options_are_closed_and_name_their_folders(options: type[ScorerOptions]) -> None:
     assert set(options.folders) <= set(options.model_fields)
     required = {name: "x" for name, field in options.model_fields.items() if field.is_required()}

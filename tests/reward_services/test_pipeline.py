@@ -57,15 +57,13 @@ def test_a_changed_model_is_not_healthy(tiny_clip: Any) -> None:
     scorer = ClipScorer(str(tiny_clip))
     pipeline = Pipeline(scorer)
     asyncio.run(pipeline.check())
-    model: Any = scorer._model
-    model.visual_projection.weight.mul_(-1)
+    scorer.images.projection.weight.mul_(-1)
     with pytest.raises(ReplicaFailed, match="at the start it scored"):
         asyncio.run(pipeline.check())
 
 
 def test_a_model_that_cannot_score_its_golden_sample_never_serves(tiny_clip: Any) -> None:
     scorer = ClipScorer(str(tiny_clip))
-    model: Any = scorer._model
-    model.visual_projection.weight.fill_(math.nan)
+    scorer.images.projection.weight.fill_(math.nan)
     with pytest.raises(ReplicaFailed, match="golden sample cannot be scored"):
         Pipeline(scorer)

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import CLIPModel
 
 from reward_services import ConfigInvalid
-from reward_services.scorers.clip import ClipScorer, Preprocessing
+from reward_services.scorers.clip import ClipScorer
+from reward_services.scorers.preprocessing import Preprocessing
 
 Draw = Callable[..., list[Any]]
 CONVENTIONS: list[Preprocessing] = ["openai", "transformers"]
@@ -93,8 +94,7 @@ def test_a_batch_gives_what_single_images_give(tiny: ClipScorer, draw: Draw) -> 
 def test_repeated_prompts_are_encoded_once(tiny_clip: Path, draw: Draw) -> None:
     scorer = ClipScorer(str(tiny_clip))
     seen: list[int] = []
-    model: Any = scorer._model
-    model.text_projection.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    scorer.texts.projection.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
     scorer.score(draw(10), ["cat", "dog"] * 5)
     assert seen == [2]
 
@@ -111,8 +111,7 @@ def test_a_poisoned_image_fails_alone(tiny: ClipScorer, draw: Draw) -> None:
 
 def test_a_model_that_answers_nan_fails_instead_of_scoring(tiny_clip: Path, draw: Draw) -> None:
     scorer = ClipScorer(str(tiny_clip))
-    model: Any = scorer._model
-    model.visual_projection.weight.fill_(math.nan)
+    scorer.images.projection.weight.fill_(math.nan)
     (score,) = scorer.score(draw(1), ["cat"])
     assert score.error is not None
     assert score.error.type == "/problems/score-not-finite"
@@ -164,9 +163,9 @@ def break_folder(folder: Path, how: str) -> None:
     ("how", "says"),
     [
         ("no config", "has no config.json"),
-        ("no weights", "has no .safetensors weights"),
-        ("torn weights", "cannot be loaded"),
-        ("half of the weights", "lacks weights"),
+        ("no weights", r"has no model\.safetensors"),
+        ("torn weights", "cannot be read as weights"),
+        ("half of the weights", r"lacks text_model\.\S+ and \d+ more"),
         ("another model", "does not describe a CLIP model"),
         ("no json", "is not JSON"),
     ],

@@ -1,6 +1,7 @@
 """What `score` promises for every scorer: order, one result per image, and that the bad ones fail alone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,16 +95,25 @@ def test_errors_keep_their_places_between_the_stages() -> None:
     assert slugs(scorer.complete(admitted)) == [1.0, "image-invalid"]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("jpeg", {"direction": "compressible"}), ("verifier", {}), ("clip", {"torch_threads": 1})],
-)
-def test_every_scorer_by_name_scores_its_golden_sample(
-    name: str, options: dict[str, Any], tiny_clip: Any
-) -> None:
-    if name == "clip":
-        options = {**options, "model": str(tiny_clip)}
-    scorer = SCORERS[name](**options)
+@pytest.fixture
+def options(golden: Path) -> dict[str, dict[str, Any]]:
+    """What each scorer needs to be built from the golden data."""
+    clip, look, pick, hps = (
+        golden.parent / name for name in ("clip/model", "aesthetic", "pickscore", "hpsv2")
+    )
+    return {
+        "aesthetic": {"model": str(look / "model"), "head": str(look), "torch_threads": 1},
+        "clip": {"model": str(clip), "torch_threads": 1},
+        "hpsv2": {"model": str(hps), "architecture": str(hps / "architecture"), "torch_threads": 1},
+        "jpeg": {"direction": "compressible"},
+        "pickscore": {"model": str(pick / "model"), "processor": str(clip), "torch_threads": 1},
+        "verifier": {},
+    }
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_every_scorer_by_name_scores_its_golden_sample(name: str, options: dict[str, dict[str, Any]]) -> None:
+    scorer = SCORERS[name](**options[name])
     image, prompt = scorer.golden()
     (score,) = scorer.score([image], [prompt])
     assert score.ok
