@@ -27,7 +27,9 @@ from reward_services.errors import ConfigInvalid
 from reward_services.options import (
     AestheticOptions,
     ClipOptions,
+    CompositionalOptions,
     Hpsv2Options,
+    ImageRewardOptions,
     JpegOptions,
     PickScoreOptions,
     VerifierOptions,
@@ -115,8 +117,29 @@ class Hpsv2Reward(_Deployed):
     options: Hpsv2Options = Hpsv2Options()
 
 
+class ImageRewardReward(_Deployed):
+    """A reward scored by `image_reward`."""
+
+    scorer: Literal["image_reward"]
+    options: ImageRewardOptions = ImageRewardOptions()
+
+
+class CompositionalReward(_Deployed):
+    """A reward scored by `compositional`."""
+
+    scorer: Literal["compositional"]
+    options: CompositionalOptions
+
+
 Reward = Annotated[
-    ClipReward | JpegReward | VerifierReward | AestheticReward | PickScoreReward | Hpsv2Reward,
+    ClipReward
+    | JpegReward
+    | VerifierReward
+    | AestheticReward
+    | PickScoreReward
+    | Hpsv2Reward
+    | ImageRewardReward
+    | CompositionalReward,
     Field(discriminator="scorer"),
 ]
 RewardName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -196,8 +219,10 @@ def _with_folder(reward: Reward, folder: Path) -> Reward:
     return reward.model_copy(update={"options": reward.options.model_copy(update=found)})
 
 
-def _located(named: str, folder: Path) -> str:
+def _located(named: str | dict[str, str], folder: Path) -> str | dict[str, str]:
     """An absolute path for a folder, existing or meant as one; anything else is a name on the hub."""
+    if isinstance(named, dict):
+        return {name: str(_located(one, folder)) for name, one in named.items()}
     is_folder = (folder / named).is_dir() or named.startswith(".") or named.count("/") > 1
     return str((folder / named).resolve()) if is_folder else named
 

@@ -14,8 +14,8 @@ def fingerprint(config: ServicesConfig) -> str:
     digest = hashlib.sha256(_of_code().encode())
     digest.update(config.model_dump_json().encode())
     for reward in config.rewards.values():
-        for option in reward.options.folders:
-            digest.update(_of_files(Path(getattr(reward.options, option))).encode())
+        for folder in reward.options.named_folders():
+            digest.update(_of_files(Path(folder)).encode())
     return digest.hexdigest()
 
 

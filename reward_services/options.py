@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ScorerOptions(BaseModel):
@@ -13,7 +15,14 @@ class ScorerOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folders: ClassVar[tuple[str, ...]] = ()
-    """Options that name a folder, or what lies on the hub."""
+    """Options that name a folder, or what lies on the hub; or several, by names of their own."""
+
+    def named_folders(self) -> list[str]:
+        """What those options name."""
+        values = [getattr(self, option) for option in self.folders]
+        return [
+            named for value in values for named in (value.values() if isinstance(value, dict) else [value])
+        ]
 
 
 class TorchOptions(ScorerOptions):
@@ -79,6 +88,40 @@ class Hpsv2Options(TorchOptions):
     architecture_revision: str | None = None
     antialias: bool = True
     """How pictures are resized: as torchvision 0.17 and later do by default, or as older ones did."""
+
+
+class ImageRewardOptions(TorchOptions):
+    """Options of the `image_reward` scorer."""
+
+    folders = ("model",)
+
+    model: str = "zai-org/ImageReward"
+    """A folder with ImageReward.pt, med_config.json and perhaps vocab.txt, or a hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model; the official one is pinned without it."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Half precision costs: of the golden scores, float16 moves half by more than 0.005, bfloat16 by 0.04."""
+
+
+class CompositionalOptions(TorchOptions):
+    """Options of the `compositional` scorer."""
+
+    folders = ("models",)
+
+    models: dict[str, str] = Field(min_length=1)
+    """By name: folders or hub ids, as the `model` of `image_reward`."""
+    weights: dict[str, Weight] | None = None
+    """One for each of the models; without them, all count alike."""
+    revisions: dict[str, str] = {}
+    """Commits, tags or branches of those models that are on the hub."""
+
+    @model_validator(mode="after")
+    def _names_match(self) -> Self:
+        if self.weights is not None and self.weights.keys() != self.models.keys():
+            raise ValueError(f"weights must name each of the models: {', '.join(self.models)}")
+        if not self.revisions.keys() <= self.models.keys():
+            raise ValueError(f"revisions may name the models only: {', '.join(self.models)}")
+        return self
 
 
 class JpegOptions(ScorerOptions):

@@ -37,7 +37,9 @@ def _verifier() -> Scorer[Any, Any]:
 SCORERS: Mapping[str, Callable[..., Scorer[Any, Any]]] = {
     "aesthetic": _on_torch("aesthetic", "AestheticScorer"),
     "clip": _on_torch("clip", "ClipScorer"),
+    "compositional": _on_torch("compositional", "CompositionalScorer"),
     "hpsv2": _on_torch("hpsv2", "Hpsv2Scorer"),
+    "image_reward": _on_torch("image_reward", "ImageRewardScorer"),
     "jpeg": _jpeg,
     "pickscore": _on_torch("pickscore", "PickScoreScorer"),
     "verifier": _verifier,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  the name of an error; what raises it unpickles tensors only
 from typing import Any
+from zipfile import is_zipfile
 
 import huggingface_hub
 import torch
@@ -80,7 +81,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except _READ_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise ConfigInvalid(f"{path} cannot be read as weights: {type(error).__name__}: {reason}") from error

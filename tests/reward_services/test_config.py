@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reward_services import ConfigInvalid
-from reward_services.config import AestheticReward, ClipReward, Http, load_config
+from reward_services.config import AestheticReward, ClipReward, CompositionalReward, Http, load_config
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "rewards.yaml"
 GOOD = """
@@ -54,6 +54,13 @@ def test_every_folder_option_is_relative_to_the_file(tmp_path: Path) -> None:
     assert isinstance(reward, AestheticReward)
     assert reward.options.head == str(tmp_path / "weights")
     assert reward.options.model == "openai/clip-vit-large-patch14"
+
+
+def test_each_folder_of_several_is_relative_to_the_file(tmp_path: Path) -> None:
+    text = "rewards: {c: {scorer: compositional, options: {models: {near: ./near, far: some/far}}}}"
+    reward = load_config(written(tmp_path, text)).rewards["c"]
+    assert isinstance(reward, CompositionalReward)
+    assert reward.options.models == {"near": str(tmp_path / "near"), "far": "some/far"}
 
 
 def test_a_name_without_a_folder_is_a_hub_model(tmp_path: Path) -> None:

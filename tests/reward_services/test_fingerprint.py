@@ -31,6 +31,16 @@ def test_so_are_the_files_of_every_folder_that_a_reward_names(tmp_path: Path) ->
     assert fingerprint(one) != before
 
 
+def test_so_are_the_files_of_several_folders(tmp_path: Path) -> None:
+    models = {"one": str(tmp_path / "one"), "two": str(tmp_path / "two")}
+    reward = {"scorer": "compositional", "options": {"models": models}}
+    both = ServicesConfig.model_validate({"rewards": {"both": reward}})
+    before = fingerprint(both)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "ImageReward.pt").touch()
+    assert fingerprint(both) != before
+
+
 def test_so_are_the_files_of_a_model_folder(tiny_clip: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(tiny_clip, folder)

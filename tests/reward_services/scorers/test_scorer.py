@@ -98,13 +98,15 @@ def test_errors_keep_their_places_between_the_stages() -> None:
 @pytest.fixture
 def options(golden: Path) -> dict[str, dict[str, Any]]:
     """What each scorer needs to be built from the golden data."""
-    clip, look, pick, hps = (
-        golden.parent / name for name in ("clip/model", "aesthetic", "pickscore", "hpsv2")
+    clip, look, pick, hps, liking = (
+        golden.parent / name for name in ("clip/model", "aesthetic", "pickscore", "hpsv2", "imagereward")
     )
     return {
         "aesthetic": {"model": str(look / "model"), "head": str(look), "torch_threads": 1},
         "clip": {"model": str(clip), "torch_threads": 1},
+        "compositional": {"models": {"one": str(liking)}, "torch_threads": 1},
         "hpsv2": {"model": str(hps), "architecture": str(hps / "architecture"), "torch_threads": 1},
+        "image_reward": {"model": str(liking), "torch_threads": 1},
         "jpeg": {"direction": "compressible"},
         "pickscore": {"model": str(pick / "model"), "processor": str(clip), "torch_threads": 1},
         "verifier": {},

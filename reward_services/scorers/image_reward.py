@@ -1,0 +1,132 @@
+"""ImageReward (Xu et al., arXiv 2304.05977): how much people would like the picture for its prompt.
+
+The official checkpoint in its own format, scored as by its package (github.com/THUDM/ImageReward,
+commit c1392c6): normalised to about mean 0 and standard deviation 1.
+
+I different images, N pairs, V image tokens, L text tokens, S side of the network's input in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BertTokenizer
+
+from reward_services.errors import ConfigInvalid
+from reward_services.schema import Score
+from reward_services.scorers.image_reward_checkpoint import MAX_TOKENS, load_network
+from reward_services.scorers.preprocessing import cropped
+from reward_services.scorers.scorer import Pixels, Scorer, finite_score
+from reward_services.scorers.weights import digest, local_folder
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_CHECKPOINT, _MED_CONFIG, _VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
+_BERT = "google-bert/bert-base-uncased"
+_PINNED = {
+    "zai-org/ImageReward": "5736be03b2652728fb87788c9797b0570450ab72",
+    _BERT: "86b5e0934494bd15c9632b12f734a8a67f723594",
+}
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageRewardItem(NamedTuple):
+    """A prepared input: pixels (S, S, 3) uint8 and token ids without padding, [CLS] first."""
+
+    pixels: NDArray[np.uint8]
+    token_ids: tuple[int, ...]
+
+
+class ImageRewardScorer(Scorer[ImageRewardItem, float]):
+    """`ImageReward.pt` and `med_config.json`, from a folder or the hub.
+
+    The vocabulary is the folder's own `vocab.txt`, or BERT's from the hub. The official model, unless a
+    `revision` is given, and BERT are pinned to a commit.
+
+    Raises:
+        ConfigInvalid: a file is missing, or the checkpoint is not exactly that of this network.
+    """
+
+    def __init__(
+        self, model: str, *, revision: str | None = None, device: str = "auto", dtype: Dtype = "float32"
+    ) -> None:
+        folder = local_folder(model, revision or _PINNED.get(model), (_CHECKPOINT, _MED_CONFIG, _VOCABULARY))
+        files = folder / _CHECKPOINT, folder / _MED_CONFIG, _vocabulary(folder)
+        self._device = torch.device(_default_device() if device == "auto" else device)
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._network = load_network(*files[:2], device=self._device, dtype=self._dtype)
+        self._tokenizer = _tokenizer(files[2], self._network.vocabulary)
+        self._token_ids = lru_cache(maxsize=8192)(self._tokenised)
+        self._mean = torch.tensor(_MEAN, device=self._device)
+        self._std = torch.tensor(_STD, device=self._device)
+        self.side = self._network.side
+        self.revision = digest(files, dtype)
+
+    def prepare(self, image: Pixels, prompt: str) -> ImageRewardItem:
+        """Resized, cropped pixels and token ids; an image of the network's size is taken as it is."""
+        return ImageRewardItem(cropped(image, self.side, "openai"), self._token_ids(prompt))
+
+    @torch.inference_mode()
+    def run(self, items: Sequence[ImageRewardItem]) -> list[float]:
+        """The scores of a batch; an image that comes with several prompts is encoded once."""
+        keys = [item.pixels.tobytes() for item in items]
+        different = {key: item.pixels for key, item in zip(keys, items, strict=True)}
+        row = {key: index for index, key in enumerate(different)}
+        rows_N = torch.tensor([row[key] for key in keys], device=self._device)
+        tokens_IVD = self._image_tokens(np.stack(list(different.values())))
+        ids_NL = pad_sequence([torch.tensor(item.token_ids) for item in items], batch_first=True)
+        lengths_N = torch.tensor([len(item.token_ids) for item in items])
+        scores_N = self._network(tokens_IVD[rows_N], ids_NL.to(self._device), lengths_N.to(self._device))
+        scores: list[float] = scores_N.tolist()
+        return scores
+
+    def finish(self, raw: float) -> Score:
+        """The value as a score; NaN is a failure."""
+        return finite_score(raw)
+
+    def _image_tokens(self, pixels_ISS3: NDArray[np.uint8]) -> Tensor:
+        unit = torch.from_numpy(pixels_ISS3).to(self._device).float() / 255
+        normal_I3SS = ((unit - self._mean) / self._std).permute(0, 3, 1, 2).to(self._dtype)
+        return self._network.image_tokens(normal_I3SS)
+
+    def _tokenised(self, prompt: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(prompt, truncation=True, max_length=MAX_TOKENS)["input_ids"])
+
+
+def _vocabulary(folder: Path) -> Path:
+    if (folder / _VOCABULARY).is_file():
+        return folder / _VOCABULARY
+    try:
+        return local_folder(_BERT, _PINNED[_BERT], [_VOCABULARY]) / _VOCABULARY
+    except ConfigInvalid as error:
+        raise ConfigInvalid(
+            f"{folder} has no {_VOCABULARY}, and that of {_BERT} cannot be fetched from the hub; put it there"
+        ) from error
+
+
+def _tokenizer(path: Path, size: int) -> Any:
+    """BERT's, and the two tokens that BLIP adds: they matter to a prompt that spells them."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            vocabulary = {line.rstrip("\n"): index for index, line in enumerate(file)}
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path} is no text file; use BERT's vocabulary") from error
+    tokenizer = BertTokenizer(vocabulary, bos_token="[DEC]", extra_special_tokens=["[ENC]"])
+    if len(tokenizer) != size:
+        raise ConfigInvalid(
+            f"{path} makes {len(tokenizer)} tokens, the network knows {size}; use the one it was trained with"
+        )
+    return tokenizer
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
