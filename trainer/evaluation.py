@@ -42,7 +42,7 @@ class EvaluationResult:
     scores: Mapping[str, tuple[float | None, ...]]
     """Scores by reward; None where the reward failed."""
     diversity: float | None
-    """Mean cosine distance between pictures of one prompt; None when it was not measured."""
+    """Mean cosine distance of a picture to the others of its prompt; None when it was not measured."""
     diversity_of_correct: float | None = None
     """The same between correct pictures: without it a model that makes fewer mistakes looks less diverse."""
 
@@ -120,10 +120,10 @@ def paired_difference(
 
 
 def diversity(features_Nd: NDArray[np.floating[Any]], prompts: Sequence[Hashable]) -> float | None:
-    """Mean cosine distance over the pairs of pictures of one prompt; 0 is collapse.
+    """Mean cosine distance of a picture to the others of its prompt; 0 is collapse.
 
-    Features need no unit length. None where no prompt has two pictures. Raises ValueError unless there is one
-    feature, not zero, for each prompt.
+    Features need no unit length; a prompt with a single picture does not count. None where all are single.
+    Raises ValueError unless there is one feature, not zero, for each prompt.
     """
     if features_Nd.ndim != 2 or len(features_Nd) != len(prompts):
         raise ValueError(f"features must be ({len(prompts)} pictures, d), not {features_Nd.shape}")
@@ -134,7 +134,9 @@ def diversity(features_Nd: NDArray[np.floating[Any]], prompts: Sequence[Hashable
     for row, prompt in enumerate(prompts):
         rows_of[prompt].append(row)
     unit_Nd = features_Nd.astype(np.float64) / norms_N1
+    groups = [unit_Nd[rows] for rows in rows_of.values() if len(rows) > 1]
+    if not groups:
+        return None
     # |Σ_k f_k|² = K + the cosines of all K(K - 1) ordered pairs.
-    cosines = sum(float(np.square(unit_Nd[rows].sum(0)).sum()) - len(rows) for rows in rows_of.values())
-    pairs = sum(len(rows) * (len(rows) - 1) for rows in rows_of.values())
-    return 1 - cosines / pairs if pairs else None
+    cosines = [(np.square(group.sum(0)).sum() - len(group)) / (len(group) - 1) for group in groups]
+    return 1 - float(sum(cosines)) / sum(len(group) for group in groups)

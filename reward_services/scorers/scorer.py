@@ -90,6 +90,9 @@ class Scorer(ABC, Generic[Item, Raw]):
             return self.prepare(image, prompt)
         except RewardError as error:
             return error
+        except _MODEL_ERRORS as error:
+            # Such as a tokenizer's, of a prompt that is no text: a lone surrogate.
+            return _failure(error)
 
     def _scored(self, items: Sequence[Item]) -> list[Score]:
         """Halve a batch that the model cannot take until the culprit stands alone."""
@@ -99,7 +102,7 @@ class Scorer(ABC, Generic[Item, Raw]):
             return [self.finish(raw) for raw in self.run(items)]
         except _MODEL_ERRORS as error:
             if len(items) == 1:
-                return [Score.failed(ScoringFailed(f"{type(error).__name__}: {_first_line(error)}"))]
+                return [Score.failed(_failure(error))]
         half = len(items) // 2
         return [*self._scored(items[:half]), *self._scored(items[half:])]
 
@@ -111,5 +114,6 @@ def finite_score(value: float, parts: dict[str, float] | None = None) -> Score:
     return Score.of(value, parts)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _failure(error: BaseException) -> ScoringFailed:
+    first_line = (str(error).strip().splitlines() or [""])[0][:200]
+    return ScoringFailed(f"{type(error).__name__}: {first_line}")

@@ -73,12 +73,16 @@ def test_diversity_worked_by_hand() -> None:
     assert diversity(features[:0], []) is None
 
 
-def test_diversity_is_the_mean_over_pairs() -> None:
+def test_diversity_is_a_mean_over_pictures() -> None:
     features = np.random.default_rng(2).normal(size=(12, 7)).astype(np.float32)
     prompts = [0, 1, 2, 1, 1, 0, 2, 1, 0, 1, 3, 2]
     unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    pairs = [1 - unit[i] @ unit[j] for i in range(12) for j in range(i) if prompts[i] == prompts[j]]
-    assert diversity(features, prompts) == pytest.approx(np.mean(pairs), rel=1e-5)
+    to_others = [
+        np.mean([1 - unit[i] @ unit[j] for j in range(12) if j != i and prompts[j] == prompts[i]])
+        for i in range(12)
+        if prompts[i] != 3
+    ]
+    assert diversity(features, prompts) == pytest.approx(np.mean(to_others), rel=1e-5)
 
 
 @pytest.mark.parametrize("features", [np.ones((2, 4, 8)), np.ones((3, 8)), np.zeros((2, 3))])
