@@ -207,7 +207,7 @@ def _connect(address: str | None) -> None:
             logging_level=logging.ERROR,
             **options,
         )
-    except Exception as error:  # noqa: BLE001  Ray raises a bare Exception when its processes come up too late
+    except Exception as error:  # a bare one is what Ray raises when its processes come up too late
         where = f"at {address}" if address else "on this machine"
         raise RunFailed(f"cannot use a Ray cluster {where}: {_last_line(error)}") from error
 
