@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from reward_services.bodies import invalid, read_body
@@ -21,6 +21,7 @@ from reward_services.errors import ERRORS, PROBLEM_PREFIX, ReplicaFailed, Reward
 from reward_services.gate import Gate
 from reward_services.keys import open_keys
 from reward_services.lanes import Lanes
+from reward_services.metrics import MEDIA_TYPE, Metrics
 from reward_services.openapi import SCORES, complete
 from reward_services.problems import refusal, written
 from reward_services.quota import Quotas
@@ -43,7 +44,7 @@ class Api(FastAPI):
 def create_app(
     rewards: Rewards, *, limits: Limits | None = None, http: Http | None = None, echo_ids: bool = True
 ) -> FastAPI:
-    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, and OpenAPI at /docs.
+    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
 
     `echo_ids` is whether request ids are echoed here; Serve's proxy does it by itself.
 
@@ -51,18 +52,21 @@ def create_app(
         ConfigInvalid: the keys that `http` names cannot be read.
     """
     bounds, settings = limits or Limits(), http or Http()
+    lanes = Lanes(at_once=settings.images_at_once, waiting=settings.images_waiting)
+    metrics = Metrics(lanes)
     app = Api(title="Reward services", version="1")
     app.add_middleware(BodyGuard, limits=bounds)
     app.add_middleware(Gate, keys=open_keys(settings.keys))
-    app.add_middleware(RequestLog, echoes=echo_ids)
+    app.add_middleware(RequestLog, metrics=metrics, echoes=echo_ids)
     app.add_exception_handler(RewardError, _on_reward_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
-    lanes = Lanes(at_once=settings.images_at_once, waiting=settings.images_waiting)
-    _add_scoring(app, Scoring(rewards, bounds, lanes, Quotas(share=1 / settings.num_replicas)), bounds)
+    quotas = Quotas(share=1 / settings.num_replicas)
+    _add_scoring(app, Scoring(rewards, bounds, lanes, quotas, metrics), bounds)
     _add_rewards(app, rewards, bounds)
     _add_probes(app, rewards)
+    _add_metrics(app, metrics)
     return app
 
 
@@ -115,6 +119,13 @@ def _add_probes(app: FastAPI, rewards: Rewards) -> None:
             "retryable": error.retryable,
             "meaning": meaning,
         }
+
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def read_metrics() -> PlainTextResponse:
+        """What this process has answered and scored, for Prometheus."""
+        return PlainTextResponse(metrics.text(), media_type=MEDIA_TYPE)
 
 
 async def _on_reward_error(request: Request, error: Exception) -> JSONResponse:

@@ -37,6 +37,15 @@ class Lanes:
         self._queue: list[_Place] = []
         self._turns = itertools.count()
 
+    @property
+    def images_under_way(self) -> int:
+        """Images of the callers who have been admitted."""
+        return self._under_way
+
+    def images_waiting(self, lane: Lane) -> int:
+        """Images of the callers of a lane who wait."""
+        return sum(place.images for place in self._queue if place.rank == _RANKS[lane])
+
     @asynccontextmanager
     async def admitted(self, lane: Lane, images: int) -> AsyncIterator[None]:
         """Wait for one's turn with so many images, and hold the place within the context.

@@ -1,5 +1,7 @@
 """The outermost ASGI layer: every request has an id, echoed, in its problems, and in its line of the log.
 
+Its time and status are counted too.
+
 The line says who asked for what and how it ended; prompts, images, queries and keys are never in it.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from reward_services.body_guard import App, Message, Receive, Send
+from reward_services.metrics import Metrics
 
 HEADER = b"x-request-id"
 
@@ -26,8 +29,9 @@ class RequestLog:
     `echoes` is for a server of its own; where a proxy in front echoes ids already it would do so twice.
     """
 
-    def __init__(self, app: App, *, echoes: bool = True) -> None:
+    def __init__(self, app: App, metrics: Metrics, *, echoes: bool = True) -> None:
         self._app = app
+        self._metrics = metrics
         self._echoes = echoes
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -50,13 +54,15 @@ class RequestLog:
         try:
             await self._app(scope, receive, noting)
         finally:
+            seconds = time.monotonic() - started
+            self._metrics.answered(getattr(scope.get("route"), "path", None), status, seconds)
             caller = scope["state"].get("caller")
             _log.info(
                 "%s %r %d in %.1f ms, id %s, caller %s",
                 scope["method"],
                 scope["path"],
                 status,
-                1000 * (time.monotonic() - started),
+                1000 * seconds,
                 request_id,
                 caller.name if caller else "-",
             )

@@ -15,6 +15,7 @@ from reward_services.errors import DeadlineExceeded, RewardError, TooLarge, erro
 from reward_services.images import Attachment, decode, read
 from reward_services.keys import Caller
 from reward_services.lanes import Lanes
+from reward_services.metrics import Metrics
 from reward_services.quota import Quotas
 from reward_services.rewards import Rewards, check_known
 from reward_services.schema import (
@@ -34,8 +35,11 @@ Decoded = NDArray[np.uint8] | RewardError
 class Scoring:
     """Answers requests by `rewards`, as many at once as `lanes` admit."""
 
-    def __init__(self, rewards: Rewards, limits: Limits, lanes: Lanes, quotas: Quotas) -> None:
+    def __init__(
+        self, rewards: Rewards, limits: Limits, lanes: Lanes, quotas: Quotas, metrics: Metrics
+    ) -> None:
         self._rewards, self._limits, self._lanes, self._quotas = rewards, limits, lanes, quotas
+        self._metrics = metrics
 
     async def answer(self, asked: Asked, caller: Caller) -> ScoreResponse:
         """One score or one problem per item and reward, in order.
@@ -70,10 +74,12 @@ class Scoring:
         decoded = await asyncio.to_thread(decode_all, asked, self._limits)
         decoded_at = time.monotonic()
         scored = await self._score(asked.request, decoded, left_s)
+        items = _in_order(asked.request, decoded, scored)
+        self._metrics.scored(items)
         return ScoreResponse(
             id=f"scr_{uuid.uuid4().hex}",
             model_revisions={name: served[name].revision for name in asked.request.rewards},
-            items=_in_order(asked.request, decoded, scored),
+            items=items,
             timing_ms={
                 "decode": round(1000 * (decoded_at - started), 3),
                 "score": round(1000 * (time.monotonic() - decoded_at), 3),

@@ -125,7 +125,7 @@ def api(rewards_here: Callable[..., Any], tmp_path: Path) -> Api:
 def test_every_route_of_the_description_is_open_or_asks_for_a_key(api: Api) -> None:
     walked = api.routes()
     assert {path for _, path, is_open in walked if is_open} == {"/livez", "/readyz", "/problems/too-large"}
-    assert {path for _, path, is_open in walked if not is_open} >= {"/v1/scores", "/v1/rewards"}
+    assert {path for _, path, is_open in walked if not is_open} >= {"/v1/scores", "/metrics"}
     for method, path, is_open in walked:
         for wrong in ({}, {"authorization": "Bearer rk_no"}, {"authorization": f"Basic {api.keys['alice']}"}):
             response = api.send(method, path, headers=wrong)

@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from reward_services.keys import Caller
+from reward_services.lanes import Lanes
+from reward_services.metrics import Metrics
 from reward_services.request_log import RequestLog
 
 
@@ -26,7 +28,9 @@ def get(
     headers: dict[str, str] | None = None, path: str = "/tea", *, app: Any = teapot, echoes: bool = True
 ) -> httpx.Response:
     async def sent() -> httpx.Response:
-        transport = httpx.ASGITransport(RequestLog(app, echoes=echoes), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(
+            RequestLog(app, Metrics(Lanes()), echoes=echoes), raise_app_exceptions=False
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get(path, headers=headers)
 

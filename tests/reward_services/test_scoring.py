@@ -21,6 +21,7 @@ from reward_services.bodies import Asked
 from reward_services.images import attach
 from reward_services.keys import ANYONE, Caller
 from reward_services.lanes import Lanes
+from reward_services.metrics import Metrics
 from reward_services.quota import Quotas
 from reward_services.schema import FormItem, FormRequest, PartRef, ScoreOptions
 from reward_services.scorers.jpeg import JpegScorer
@@ -36,10 +37,14 @@ def asking(images: list[Any], *, reward: str = "jpeg", deadline_ms: int = 10_000
     return Asked(request, [image if isinstance(image, RewardError) else attach(image) for image in images])
 
 
+def scoring_by(rewards: Any, limits: Limits, lanes: Lanes) -> Scoring:
+    return Scoring(rewards, limits, lanes, Quotas(), Metrics(lanes))
+
+
 @pytest.fixture
 def score(rewards_here: Callable[..., Any]) -> Callable[..., ScoreResponse]:
     """Answers one request after another by a `Scoring` of its own."""
-    scoring = Scoring(rewards_here({"jpeg": JpegScorer()}), Limits(max_items=5), Lanes(), Quotas())
+    scoring = scoring_by(rewards_here({"jpeg": JpegScorer()}), Limits(max_items=5), Lanes())
     return lambda asked, caller=ANYONE: asyncio.run(scoring.answer(asked, caller))
 
 
@@ -91,7 +96,7 @@ class Slow:
 def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(draw: Draw) -> None:
     async def run() -> None:
         slow = Slow()
-        scoring = Scoring(slow, Limits(), Lanes(at_once=1), Quotas())
+        scoring = scoring_by(slow, Limits(), Lanes(at_once=1))
         calls = []
         for name, lane, deadline_ms in [
             ("first", "others", 5000),
