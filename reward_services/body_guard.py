@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from reward_services.errors import BodyTimeout, MediaTypeUnsupported, RewardError, TooLarge
+from reward_services.problems import refusal
 from reward_services.schema import Limits
 
 Message = MutableMapping[str, Any]
@@ -17,9 +17,11 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class BodyGuard:
-    """Reads a body completely, within limits, before the application sees the request.
+    """Lets the application see a body only as far as it keeps to the limits.
 
-    Content-Length is not trusted: what arrives is counted. What breaks a limit is answered 408, 413 or 415.
+    Content-Length is not trusted: what arrives is counted. JSON is read completely before the application
+    begins, and what breaks a limit is answered 408, 413 or 415. A multipart form is passed on as it arrives,
+    for the application to bound its parts too; then it is the application's `receive` that raises.
     """
 
     def __init__(self, app: App, limits: Limits) -> None:
@@ -31,38 +33,61 @@ class BodyGuard:
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             await self._app(scope, receive, send)
             return
+        bounded = _bounded(receive, self._limits)
         try:
-            self._check_headers({name.lower(): value for name, value in scope["headers"]})
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                body = await self._read(receive)
-        except TimeoutError:
-            await _refuse(send, BodyTimeout(f"the body took more than {self._limits.body_timeout_s:g} s"))
+            media_type = self._checked_type({name.lower(): value for name, value in scope["headers"]})
+            if media_type == b"application/json":
+                bounded = _replay(await _whole(bounded), receive)
         except RewardError as error:
-            await _refuse(send, error)
+            await refusal(error, scope)(scope, receive, send)
         else:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, bounded, send)
 
-    def _check_headers(self, headers: dict[bytes, bytes]) -> None:
+    def _checked_type(self, headers: dict[bytes, bytes]) -> bytes:
         media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if media_type != b"application/json" or headers.get(b"content-encoding", b"identity") != b"identity":
-            raise MediaTypeUnsupported("send the body as application/json, without content-encoding")
+        is_read = media_type in {b"application/json", b"multipart/form-data"}
+        if not is_read or headers.get(b"content-encoding", b"identity") != b"identity":
+            raise MediaTypeUnsupported(
+                "send the body as application/json or multipart/form-data, without content-encoding"
+            )
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.max_body_bytes:
-            raise self._too_large()
+            raise _too_large(self._limits)
+        return media_type
 
-    async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._limits.max_body_bytes:
-                raise self._too_large()
-        return bytes(body)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body has more than {self._limits.max_body_bytes} bytes; send fewer items")
+def _bounded(receive: Receive, limits: Limits) -> Receive:
+    """`receive` that raises `TooLarge` or `BodyTimeout` once the body is beyond the limits."""
+    ends = asyncio.get_running_loop().time() + limits.body_timeout_s
+    size, more = 0, True
+
+    async def bounded() -> Message:
+        nonlocal size, more
+        try:
+            # After the body comes only the news of a lost connection, for which there is all the time.
+            async with asyncio.timeout_at(ends if more else None):
+                message = await receive()
+        except TimeoutError as error:
+            raise BodyTimeout(f"the body took more than {limits.body_timeout_s:g} s") from error
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        if size > limits.max_body_bytes:
+            raise _too_large(limits)
+        return message
+
+    return bounded
+
+
+async def _whole(receive: Receive) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _too_large(limits: Limits) -> TooLarge:
+    return TooLarge(f"the body has more than {limits.max_body_bytes} bytes; send fewer items")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -72,10 +97,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
-
-
-async def _refuse(send: Send, error: RewardError) -> None:
-    body = json.dumps(error.problem().model_dump()).encode()
-    headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

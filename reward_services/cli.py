@@ -1,4 +1,4 @@
-"""The `rewards` command: serve rewards, list what a server offers, score one image."""
+"""The `rewards` command: serve rewards, make keys, list what a server offers, score one image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from reward_services.client import DEFAULT_URL, RewardClient
 from reward_services.config import load_config
 from reward_services.errors import RewardError
-from reward_services.schema import Score
+from reward_services.keys import new_key
+from reward_services.schema import Lane, Score
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--timeout", type=float, default=120.0, metavar="S", help="longest start (120)")
     serve.set_defaults(command=_serve)
 
+    key = commands.add_parser("key", help="keys of callers")
+    new = key.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "new", help="make a key: its line for the file of keys on stdout, the key itself on stderr"
+    )
+    new.add_argument("name", metavar="NAME", help="whose key it is; goes into logs")
+    new.add_argument("--lane", choices=get_args(Lane), default="others", help="who goes first (others)")
+    new.add_argument("--images-per-minute", type=int, metavar="N", help="the quota; default: none")
+    new.set_defaults(command=_new_key)
+
     listing = commands.add_parser("list", help="what a server offers")
     score = commands.add_parser("score", help="score one image")
     score.add_argument("image", type=Path, metavar="IMAGE", help="a PNG, JPEG or WebP file")
@@ -49,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--timeout", type=float, default=30.0, metavar="S", help="longest wait (30)")
     for command, function in ((listing, _list), (score, _score)):
         command.add_argument("--url", default=DEFAULT_URL, help=f"the server ({DEFAULT_URL})")
+        command.epilog = "A server's key is taken from REWARDS_API_KEY."
         command.set_defaults(command=function)
     return parser
 
@@ -70,8 +82,19 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _new_key(options: argparse.Namespace) -> int:
+    key, line = new_key(options.name, options.lane, options.images_per_minute)
+    print(f"the key of {options.name}, shown this once: {key}", file=sys.stderr)
+    print(line)
+    return 0
+
+
+def _client(options: argparse.Namespace) -> RewardClient:
+    return RewardClient(options.url, api_key=os.environ.get("REWARDS_API_KEY"), retries=1)
+
+
 def _list(options: argparse.Namespace) -> int:
-    with RewardClient(options.url, retries=1) as client:
+    with _client(options) as client:
         for info in client.describe():
             lowest, highest = info.range
             span = f"[{'-inf' if lowest is None else lowest}, {'inf' if highest is None else highest}]"
@@ -80,7 +103,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    with RewardClient(options.url, retries=1) as client:
+    with _client(options) as client:
         names = options.reward or [info.id for info in client.describe()]
         scores = client.score([options.image], [options.prompt], rewards=names, deadline_s=options.timeout)
     for name in names:

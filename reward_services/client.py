@@ -17,7 +17,7 @@ from reward_services.exchange import (
     Outcome,
     Pause,
     Reply,
-    encoded,
+    attached,
     exchange,
     merged,
     parsed,
@@ -38,8 +38,8 @@ class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
     `retries` bounds further attempts after 408, 429, 500, 503 or a lost connection; Retry-After is honoured.
-    `api_key` is sent as a bearer token, which a gateway may ask for. Until its first use a client can be sent
-    to another process.
+    Arrays go over the wire as they are, files and encoded bytes too. `api_key` is sent as a bearer token.
+    Until its first use a client can be sent to another process.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AsyncRewardClient:
     ) -> dict[str, list[Score]]:
         """As `Rewards.score`; images may be arrays, PIL images, encoded bytes or paths."""
         check_batch(images, prompts)
-        pictures = await asyncio.to_thread(encoded, images)
+        pictures = await asyncio.to_thread(attached, images)
         calls = list(score_calls(pictures, prompts, rewards))
         outcomes = await asyncio.gather(
             *(self._reply(call, deadline_s) for call in calls), return_exceptions=True
@@ -111,7 +111,9 @@ class AsyncRewardClient:
     async def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
         try:
             async with asyncio.timeout(left_s), self._sending:
-                response = await self._http.request(call.method, call.path, content=call.body(left_s))
+                response = await self._http.request(
+                    call.method, call.path, content=call.body(left_s), headers=call.headers
+                )
         except TimeoutError:
             return _late(left_s)
         except httpx.TransportError as error:
@@ -147,7 +149,7 @@ class RewardClient:
     ) -> dict[str, list[Score]]:
         """As `AsyncRewardClient.score`."""
         check_batch(images, prompts)
-        pictures = encoded(images)
+        pictures = attached(images)
         calls = list(score_calls(pictures, prompts, rewards))
         ends = time.monotonic() + deadline_s
         replies = [self._reply(call, max(ends - time.monotonic(), 0.001)) for call in calls]
@@ -182,7 +184,9 @@ class RewardClient:
 
     def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
         try:
-            response = self._http.request(call.method, call.path, content=call.body(left_s), timeout=left_s)
+            response = self._http.request(
+                call.method, call.path, content=call.body(left_s), headers=call.headers, timeout=left_s
+            )
         except (httpx.ReadTimeout, httpx.WriteTimeout):
             return _late(left_s)
         except httpx.TransportError as error:
@@ -191,8 +195,7 @@ class RewardClient:
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    key = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"content-type": "application/json", **key}
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _reply(response: httpx.Response) -> Reply:

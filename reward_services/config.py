@@ -1,7 +1,8 @@
 """Which rewards are served and how: the typed form of deploy/rewards.yaml.
 
-Relative model folders are resolved against the folder of the configuration file: `rewards serve` works from
-anywhere, and under `ray job submit --working-dir .`. A name without such a folder is a hub model.
+Relative model folders and files of keys are resolved against the folder of the configuration file:
+`rewards serve` works from anywhere, and under `ray job submit --working-dir .`. A name without such a folder
+is a hub model.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from reward_services.errors import ConfigInvalid
+from reward_services.keys import ENVIRONMENT, NO_KEYS, is_loopback
 from reward_services.options import (
     AestheticOptions,
     ClipOptions,
@@ -146,13 +148,27 @@ RewardName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
 class Http(_Section):
-    """The HTTP endpoint. It has no authentication: keep it on the loopback interface or behind a gateway."""
+    """The HTTP endpoint. Beyond this machine it answers callers with keys only."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    keys: str = NO_KEYS
+    """A file of keys (see reward_services/keys.py), `env:VARIABLE`, or `none`: on a loopback host only."""
     request_timeout_s: PositiveFloat = 150.0
     num_replicas: PositiveInt = 1
     num_cpus: NonNegativeFloat = 0.1
+    images_at_once: PositiveInt = 512
+    """Images under way to the rewards from one replica of the endpoint; other callers wait, by lane."""
+    images_waiting: PositiveInt = 2048
+    """Images of the callers who wait; more are refused with 429."""
+
+    @model_validator(mode="after")
+    def _others_need_keys(self) -> Self:
+        if self.keys == NO_KEYS and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is open to others: set keys to a file; `rewards key new NAME` makes one"
+            )
+        return self
 
     def check_port(self) -> None:
         """Raises `ConfigInvalid` when something listens there already."""
@@ -211,7 +227,14 @@ def load_config(path: str | Path) -> ServicesConfig:
 
 def _with_folders(config: ServicesConfig, folder: Path) -> ServicesConfig:
     rewards = {name: _with_folder(reward, folder) for name, reward in config.rewards.items()}
-    return config.model_copy(update={"rewards": rewards})
+    http = config.http and config.http.model_copy(update={"keys": _keys_located(config.http.keys, folder)})
+    return config.model_copy(update={"rewards": rewards, "http": http})
+
+
+def _keys_located(source: str, folder: Path) -> str:
+    is_path = source != NO_KEYS and not source.startswith(ENVIRONMENT)
+    # Not resolved: Kubernetes swaps a mounted secret by changing a link on the way.
+    return str(folder / source) if is_path else source
 
 
 def _with_folder(reward: Reward, folder: Path) -> Reward:

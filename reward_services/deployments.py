@@ -38,15 +38,13 @@ from reward_services.fingerprint import fingerprint
 from reward_services.images import packed
 from reward_services.pipeline import Call, Pipeline
 from reward_services.rewards import check_batch, check_known
-from reward_services.schema import Limits, RewardInfo, Score
+from reward_services.schema import RewardInfo, Score
 from reward_services.scorers import SCORERS
 
 APPLICATION = "rewards"
 
 _INGRESS = "_ingress"  # no reward can have this name
-_FRESH_S, _DESCRIBE_TIMEOUT_S = 5.0, 2.0
-_POLL_S = 0.2
-_HTTP_OPTIONS = {"host", "port", "request_timeout_s"}
+_FRESH_S, _DESCRIBE_TIMEOUT_S, _POLL_S = 5.0, 2.0, 0.2
 _QUEUES = {"max_ongoing_requests", "max_queued_requests"}
 _HEALTH = {"health_check_period_s", "health_check_timeout_s"}
 
@@ -98,8 +96,10 @@ class RewardReplica:
 class Ingress:
     """The HTTP application in a replica: it decodes, and passes arrays on to the rewards' handles."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]], limits: Limits, made_of: str) -> None:
-        self._app = create_app(ServeRewards(handles), limits=limits)
+    def __init__(self, handles: Mapping[str, Any], config: ServicesConfig, made_of: str) -> None:
+        logging.getLogger("reward_services").handlers = logging.getLogger("ray.serve").handlers
+        logging.getLogger("reward_services").setLevel(logging.INFO)
+        self._app = create_app(ServeRewards(handles), limits=config.limits, http=config.http, echo_ids=False)
         self._made_of = made_of
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -203,7 +203,7 @@ def build(config: ServicesConfig) -> serve.Application:
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": http.num_cpus},
     )
-    return ingress(Ingress).bind(rewards, config.limits, fingerprint(config))
+    return ingress(Ingress).bind(rewards, config, fingerprint(config))
 
 
 def _deployment(name: str, reward: Reward) -> serve.Application:
@@ -236,7 +236,7 @@ def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
         return
     if config.http is not None and not before.proxies:
         config.http.check_port()
-    options = config.http.model_dump(include=_HTTP_OPTIONS) if config.http else None
+    options = config.http.model_dump(include={"host", "port", "request_timeout_s"}) if config.http else None
     serve.start(proxy_location="HeadOnly" if options else "Disabled", http_options=options)
     target = serve.RunTarget(build(config), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

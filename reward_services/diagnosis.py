@@ -19,7 +19,8 @@ def failure_among(states: Mapping[str, tuple[str, str]], *, is_late: bool) -> st
         # A replica that refused its configuration would refuse it again, though Serve tries.
         failed = status == "DEPLOY_FAILED" or "ConfigInvalid: " in message
         if failed or (is_late and status != "HEALTHY"):
-            return f"reward {name} never became ready: {cause_of(message)}"
+            what = "the HTTP endpoint" if name.startswith("_") else f"reward {name}"
+            return f"{what} never became ready: {cause_of(message)}"
     return "the rewards never became ready; see the logs of Ray Serve" if is_late else None
 
 

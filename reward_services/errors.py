@@ -2,11 +2,13 @@
 
 RewardError
 ├── RequestRejected           the caller's doing: the same request would fail again
-│   ├── RequestMalformed      400  the body is no JSON
+│   ├── RequestMalformed      400  the body is no JSON, or no multipart form
 │   ├── RequestInvalid        422  the body is no score request
+│   ├── KeyInvalid            401  no key, or one that is not known
+│   ├── NotPermitted          403  the caller may not do this
 │   ├── RewardUnknown         404  no reward of that name
 │   ├── TooLarge              413  more bytes, pixels or items than the limits allow
-│   ├── MediaTypeUnsupported  415  no JSON body, or no PNG, JPEG or WebP image
+│   ├── MediaTypeUnsupported  415  a body or an image of a type that is not read
 │   ├── ImageInvalid          422  the image cannot be read
 │   └── PromptInvalid         422  the reward has no meaning for this prompt
 ├── ScoringFailed             500  the model has no score for this item
@@ -19,6 +21,7 @@ RewardError
     ├── ReplicaFailed         500  the replica raised something unforeseen
     ├── ServerUnreachable     503  no connection to the server
     ├── Overloaded            429  the queue is full
+    ├── QuotaExceeded         429  the key has scored all it may, for the moment
     ├── BodyTimeout           408  the body came too slowly
     └── DeadlineExceeded      504  no answer within the caller's deadline
 """
@@ -77,15 +80,27 @@ class RequestRejected(RewardError):
 
 
 class RequestMalformed(RequestRejected):
-    """The body is no JSON."""
+    """The body is no JSON, or no multipart form."""
 
-    slug, title, status = "request-malformed", "The body is not JSON", 400
+    slug, title, status = "request-malformed", "The body cannot be read", 400
 
 
 class RequestInvalid(RequestRejected):
-    """The body is JSON but no score request."""
+    """The body can be read but is no score request."""
 
     slug, title, status = "request-invalid", "The request is not valid", 422
+
+
+class KeyInvalid(RequestRejected):
+    """No key was sent, or one that is not known."""
+
+    slug, title, status = "key-invalid", "A valid key is needed", 401
+
+
+class NotPermitted(RequestRejected):
+    """The caller may not do this."""
+
+    slug, title, status = "not-permitted", "This is not permitted", 403
 
 
 class RewardUnknown(RequestRejected):
@@ -101,7 +116,7 @@ class TooLarge(RequestRejected):
 
 
 class MediaTypeUnsupported(RequestRejected):
-    """A body that is no JSON, or an image that is no PNG, JPEG or WebP."""
+    """A body that is neither JSON nor a multipart form, or an image that is no PNG, JPEG or WebP."""
 
     slug, title, status = "media-type-unsupported", "The media type is not supported", 415
 
@@ -178,6 +193,12 @@ class Overloaded(RewardUnavailable):
     slug, title, status = "overloaded", "Too many requests are waiting", 429
 
 
+class QuotaExceeded(RewardUnavailable):
+    """The key has scored all it may, for the moment."""
+
+    slug, title, status = "quota-exceeded", "The key's quota is used up", 429
+
+
 class BodyTimeout(RewardUnavailable):
     """The body came too slowly."""
 
@@ -198,6 +219,8 @@ ERRORS: dict[str, type[RewardError]] = {error.slug: error for error in _tree(Rew
 """Problem type (without its prefix) to class: the table that server and client share."""
 
 _BY_STATUS: dict[int, type[RewardError]] = {
+    401: KeyInvalid,
+    403: NotPermitted,
     404: RewardUnknown,
     408: BodyTimeout,
     413: TooLarge,

@@ -3,46 +3,65 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from reward_services.errors import BadAnswer, RewardError, error_from
-from reward_services.images import Picture, encode
+from reward_services.images import Attachment, Picture, attach
 from reward_services.schema import (
-    ImageRef,
+    FormItem,
+    FormRequest,
+    PartRef,
     Problem,
     Score,
-    ScoreItem,
     ScoreOptions,
-    ScoreRequest,
     ScoreResponse,
 )
 
-_ITEMS_PER_REQUEST = 64
+_ITEMS_PER_REQUEST, _BYTES_PER_REQUEST = 64, 32 * 2**20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
 
 Answer = TypeVar("Answer", bound=BaseModel)
-Encoded = ImageRef | RewardError
+Attached = Attachment | RewardError
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request; a scoring request carries its deadline, so its body is made anew for each attempt."""
+    """One HTTP request; a scoring request carries its deadline, so its body is made anew for each attempt.
+
+    `parts` are the images that the items of `request` name, in order.
+    """
 
     method: str
     path: str
-    request: ScoreRequest | None = None
+    request: FormRequest | None = None
+    parts: tuple[Attachment, ...] = field(default=(), repr=False)
+    _boundary: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the request says of its body."""
+        return {"content-type": f"multipart/form-data; boundary={self._boundary}"} if self.request else {}
 
     def body(self, left_s: float) -> bytes | None:
-        """The JSON body, with the seconds that are left as its deadline."""
+        """The multipart body, with the seconds that are left as its deadline."""
         if self.request is None:
             return None
         options = ScoreOptions(deadline_ms=max(1, round(1000 * left_s)))
-        return self.request.model_copy(update={"options": options}).model_dump_json().encode()
+        request = self.request.model_copy(update={"options": options}).model_dump_json().encode()
+        pieces = [self._opening("request", "application/json"), request]
+        for item, part in zip(self.request.items, self.parts, strict=True):
+            pieces += [self._opening(item.image.part, part.media_type), part.content]
+        return b"".join([*pieces, f"\r\n--{self._boundary}--\r\n".encode()])
+
+    def _opening(self, name: str, media_type: str) -> bytes:
+        disposition = f'content-disposition: form-data; name="{name}"'
+        return f"\r\n--{self._boundary}\r\n{disposition}\r\ncontent-type: {media_type}\r\n\r\n".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,34 +143,46 @@ def parsed(model: type[Answer], reply: Reply) -> Answer:
         raise BadAnswer(f"{reply.url} does not answer as a reward server does; check the URL") from error
 
 
-def encoded(pictures: Sequence[Picture]) -> list[Encoded]:
-    """Every picture for the wire; one that cannot be encoded is its error, in its place."""
-    return [_encoded_one(picture) for picture in pictures]
+def attached(pictures: Sequence[Picture]) -> list[Attached]:
+    """Every picture for the wire; one that cannot be sent is its error, in its place."""
+    return [_attached_one(picture) for picture in pictures]
 
 
-def _encoded_one(picture: Picture) -> Encoded:
+def _attached_one(picture: Picture) -> Attached:
     try:
-        return encode(picture)
+        return attach(picture)
     except RewardError as error:
         return error
 
 
-def score_calls(images: Sequence[Encoded], prompts: Sequence[str], rewards: Sequence[str]) -> Iterator[Call]:
-    """The requests that score every image which could be encoded, in order."""
-    items = [
-        ScoreItem(prompt=prompt, image=image)
-        for image, prompt in zip(images, prompts, strict=True)
-        if not isinstance(image, RewardError)
-    ]
-    for first in range(0, len(items), _ITEMS_PER_REQUEST):
-        chosen = tuple(items[first : first + _ITEMS_PER_REQUEST])
-        yield Call("POST", "/v1/scores", ScoreRequest(rewards=tuple(rewards), items=chosen))
+def score_calls(images: Sequence[Attached], prompts: Sequence[str], rewards: Sequence[str]) -> Iterator[Call]:
+    """The requests that score every image which can be sent, in order."""
+    chosen: list[tuple[Attachment, str]] = []
+    for image, prompt in zip(images, prompts, strict=True):
+        if isinstance(image, RewardError):
+            continue
+        size = sum(len(one.content) for one, _ in chosen) + len(image.content)
+        if chosen and (len(chosen) == _ITEMS_PER_REQUEST or size > _BYTES_PER_REQUEST):
+            yield _score_call(chosen, rewards)
+            chosen = []
+        chosen.append((image, prompt))
+    if chosen:
+        yield _score_call(chosen, rewards)
+
+
+def _score_call(chosen: Sequence[tuple[Attachment, str]], rewards: Sequence[str]) -> Call:
+    items = tuple(
+        FormItem(prompt=prompt, image=PartRef(part=str(number), shape=image.shape))
+        for number, (image, prompt) in enumerate(chosen)
+    )
+    parts = tuple(image for image, _ in chosen)
+    return Call("POST", "/v1/scores", FormRequest(rewards=tuple(rewards), items=items), parts)
 
 
 def merged(
-    images: Sequence[Encoded], rewards: Sequence[str], calls: Sequence[Call], replies: Sequence[Reply]
+    images: Sequence[Attached], rewards: Sequence[str], calls: Sequence[Call], replies: Sequence[Reply]
 ) -> dict[str, list[Score]]:
-    """Scores by reward, in the order of the images; an image that could not be encoded failed everywhere.
+    """Scores by reward, in the order of the images; an image that could not be sent failed everywhere.
 
     Raises:
         BadAnswer: a reply does not answer each item of its call with each reward.

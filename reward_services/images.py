@@ -1,13 +1,13 @@
-"""Images at the border: encoded ones become uint8 arrays within limits, anything picture-like is encoded."""
+"""Images at the border: bytes become uint8 arrays within limits, anything picture-like becomes bytes."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ from reward_services.schema import ImageRef, Limits
 
 Picture = NDArray[np.uint8] | Image.Image | bytes | Path | str
 """What the clients take: an (H, W, 3) uint8 array, a PIL image, an encoded image's bytes, or its path."""
+
+RAW_MEDIA_TYPE = "application/octet-stream"
+"""The media type of an array's bytes."""
 
 _FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -34,7 +37,29 @@ _DECODE_ERRORS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """An image as bytes: a PNG, JPEG or WebP file, or with `shape` (H, W, 3) the bytes of a uint8 array."""
+
+    media_type: str
+    content: bytes = field(repr=False)
+    shape: tuple[int, int, int] | None = None
+
+
 def decode(ref: ImageRef, limits: Limits) -> NDArray[np.uint8]:
+    """As `read`, of an image in base64."""
+    if ref.media_type not in _FORMATS:
+        raise _not_read(ref.media_type)
+    if len(ref.data) * 3 // 4 > limits.max_image_bytes + 2:
+        raise _too_many_bytes(limits)
+    try:
+        content = base64.b64decode(ref.data, validate=True)
+    except ValueError as error:
+        raise ImageInvalid(f"data is not base64: {error}") from error
+    return read(Attachment(ref.media_type, content), limits)
+
+
+def read(image: Attachment, limits: Limits) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) uint8. Alpha is dropped and a palette resolved, as CLIP's own code does.
 
     Size is checked before anything is decoded: encoded bytes first, pixels from the header next.
@@ -42,57 +67,87 @@ def decode(ref: ImageRef, limits: Limits) -> NDArray[np.uint8]:
     Raises:
         MediaTypeUnsupported, TooLarge, ImageInvalid: whatever stands in the way.
     """
-    if ref.media_type not in _FORMATS:
-        raise MediaTypeUnsupported(f"{ref.media_type!r} is not read; send {', '.join(_FORMATS)}")
-    if len(ref.data) * 3 // 4 > limits.max_image_bytes + 2:
-        raise TooLarge(f"the encoded image has more than {limits.max_image_bytes} bytes")
+    if image.shape is not None:
+        return _as_array(image.media_type, image.content, image.shape, limits)
+    if image.media_type not in _FORMATS:
+        raise _not_read(image.media_type)
+    if len(image.content) > limits.max_image_bytes:
+        raise _too_many_bytes(limits)
     try:
-        encoded = base64.b64decode(ref.data, validate=True)
-        with Image.open(io.BytesIO(encoded), formats=[_FORMATS[ref.media_type]]) as image:
-            _check_header(image, limits)
-            return np.asarray(image.convert("RGB"), dtype=np.uint8)
+        with Image.open(io.BytesIO(image.content), formats=[_FORMATS[image.media_type]]) as picture:
+            _check_header(picture, limits)
+            return np.asarray(picture.convert("RGB"), dtype=np.uint8)
     except Image.DecompressionBombError as error:
-        raise TooLarge(f"more pixels than the {limits.max_image_pixels} that are read") from error
-    except binascii.Error as error:
-        raise ImageInvalid(f"data is not base64: {error}") from error
+        raise _too_many_pixels(limits) from error
     except _DECODE_ERRORS as error:
-        raise ImageInvalid(f"no readable {ref.media_type}: {type(error).__name__}") from error
+        raise ImageInvalid(f"no readable {image.media_type}: {type(error).__name__}") from error
+
+
+def _as_array(
+    media_type: str, content: bytes, shape: tuple[int, int, int], limits: Limits
+) -> NDArray[np.uint8]:
+    height, width, channels = shape
+    if media_type != RAW_MEDIA_TYPE:
+        raise MediaTypeUnsupported(f"with a shape the part is {RAW_MEDIA_TYPE}, not {media_type!r}")
+    if height * width > limits.max_image_pixels:
+        raise _too_many_pixels(limits)
+    if len(content) != height * width * channels:
+        raise ImageInvalid(f"{len(content)} bytes are no uint8 array of shape {list(shape)}")
+    array = np.frombuffer(content, dtype=np.uint8).reshape(shape)
+    check_array(array)
+    return array
+
+
+def _not_read(media_type: str) -> MediaTypeUnsupported:
+    return MediaTypeUnsupported(f"{media_type!r} is not read; send {', '.join(_FORMATS)}")
+
+
+def _too_many_bytes(limits: Limits) -> TooLarge:
+    return TooLarge(f"the encoded image has more than {limits.max_image_bytes} bytes")
+
+
+def _too_many_pixels(limits: Limits) -> TooLarge:
+    return TooLarge(f"more than the {limits.max_image_pixels} pixels that the image may have in this request")
 
 
 def _check_header(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.max_image_pixels:
-        raise TooLarge(f"{width} x {height} pixels; at most {limits.max_image_pixels} are read")
+        raise _too_many_pixels(limits)
     if getattr(image, "n_frames", 1) != 1:
         raise ImageInvalid("the image is animated; send one frame")
+    _check_mode(image)
+
+
+def _check_mode(image: Image.Image) -> None:
     if image.mode not in _EIGHT_BIT_MODES:
         raise ImageInvalid(f"mode {image.mode} is not read; send 8 bits a channel")
 
 
-def encode(picture: Picture) -> ImageRef:
-    """A picture for the wire: encoded ones go as they are, arrays and PIL images as PNG.
+def attach(picture: Picture) -> Attachment:
+    """A picture for the wire: encoded ones go as they are, arrays and PIL images as the bytes of an array.
 
     Raises:
         ImageInvalid: it is none of the kinds of `Picture`, or its file cannot be read.
         MediaTypeUnsupported: its bytes are no PNG, JPEG or WebP.
     """
-    encoded = _encoded(picture)
-    return ImageRef(media_type=_media_type(encoded), data=base64.b64encode(encoded).decode("ascii"))
-
-
-def _encoded(picture: Picture) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
     if isinstance(picture, str | Path):
-        try:
-            return Path(picture).read_bytes()
-        except OSError as error:
-            raise ImageInvalid(f"cannot read {picture}: {error.strerror}") from error
-    buffer = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else from_array(picture)
-    # The fastest compression: encoding costs the client more than anything else on the way.
-    image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+        picture = _bytes_of(Path(picture))
+    if isinstance(picture, bytes):
+        return Attachment(_media_type(picture), picture)
+    if isinstance(picture, Image.Image):
+        _check_mode(picture)
+        picture = np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    check_array(picture)
+    height, width, _ = picture.shape
+    return Attachment(RAW_MEDIA_TYPE, picture.tobytes(), (height, width, 3))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageInvalid(f"cannot read {path}: {error.strerror}") from error
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:

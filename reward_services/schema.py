@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from reward_services.errors import RewardError
 
 Modality = Literal["text", "image"]
+Lane = Literal["train", "eval", "others"]
+"""Who goes first where callers wait: `train` before `eval` before `others`."""
 
 
 def _absent(value: object) -> bool:
@@ -36,13 +38,17 @@ class InvalidField(_Answered):
 
 
 class Problem(_Answered):
-    """What went wrong, as RFC 9457 says it; `type` is stable and names the error class."""
+    """What went wrong, as RFC 9457 says it; `type` is stable and names the error class.
+
+    `request_id` is that of the X-Request-Id header, under which the server's log has the request.
+    """
 
     type: str = "about:blank"
     title: str
     status: int = Field(ge=400, le=599)
     detail: str | None = Field(default=None, exclude_if=_absent)
     errors: tuple[InvalidField, ...] | None = Field(default=None, exclude_if=_absent)
+    request_id: str | None = Field(default=None, exclude_if=_absent)
 
 
 class Score(_Sent):
@@ -86,6 +92,7 @@ class Limits(_Answered):
     max_items: PositiveInt = 256
     max_image_bytes: PositiveInt = 16 * 2**20
     max_image_pixels: PositiveInt = 4096 * 4096
+    max_request_pixels: PositiveInt = 256 * 1024 * 1024
     max_prompt_bytes: PositiveInt = 8192
     max_deadline_ms: PositiveInt = 120_000
     body_timeout_s: float = Field(default=15.0, gt=0)
@@ -121,12 +128,33 @@ class ImageRef(_Sent):
     data: str = Field(repr=False)
 
 
-class ScoreItem(_Sent):
-    """One image with its prompt. `id` is the caller's own name for it and comes back with the scores."""
+class PartRef(_Sent):
+    """An image that is a part of the multipart form, by the part's name.
 
+    Without `shape` the part is a PNG, JPEG or WebP file, as its Content-Type says; with the (height, width,
+    3) of an array it is the array's bytes, row by row, and its Content-Type is application/octet-stream.
+    """
+
+    part: str = Field(max_length=64)
+    shape: tuple[PositiveInt, PositiveInt, Literal[3]] | None = Field(default=None, exclude_if=_absent)
+    dtype: Literal["uint8"] = "uint8"
+
+
+class _Item(_Sent):
     id: str | None = Field(default=None, max_length=256, exclude_if=_absent)
     prompt: str
+
+
+class ScoreItem(_Item):
+    """One image with its prompt. `id` is the caller's own name for it and comes back with the scores."""
+
     image: ImageRef
+
+
+class FormItem(_Item):
+    """As `ScoreItem`, with its image in a part of the form; several items may name the same part."""
+
+    image: PartRef
 
 
 class ScoreOptions(_Sent):
@@ -135,11 +163,8 @@ class ScoreOptions(_Sent):
     deadline_ms: PositiveInt = 30_000
 
 
-class ScoreRequest(_Sent):
-    """The body of `POST /v1/scores`: every item is scored by every reward named."""
-
+class _Request(_Sent):
     rewards: tuple[str, ...] = Field(min_length=1, max_length=64)
-    items: tuple[ScoreItem, ...] = Field(min_length=1)
     options: ScoreOptions = ScoreOptions()
 
     @model_validator(mode="after")
@@ -147,6 +172,18 @@ class ScoreRequest(_Sent):
         if len(set(self.rewards)) != len(self.rewards):
             raise ValueError("rewards must not repeat")
         return self
+
+
+class ScoreRequest(_Request):
+    """The JSON body of `POST /v1/scores`: every item is scored by every reward named."""
+
+    items: tuple[ScoreItem, ...] = Field(min_length=1)
+
+
+class FormRequest(_Request):
+    """The part `request` of a multipart body of `POST /v1/scores`: as `ScoreRequest`, its images in parts."""
+
+    items: tuple[FormItem, ...] = Field(min_length=1)
 
 
 class ScoredItem(_Answered):

@@ -1,14 +1,21 @@
 """What the tests of the reward services share: golden data, a tiny CLIP, pictures, rewards here."""
 
 import asyncio
+import base64
+import io
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from numpy.typing import NDArray
+from PIL import Image
 
 from reward_services import RewardInfo, Score
 from reward_services.scorers.scorer import Scorer
@@ -72,6 +79,38 @@ def draw() -> Callable[..., Images]:
         return list(noise)
 
     return pictures
+
+
+@contextmanager
+def _served(app: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[[Any], AbstractContextManager[str]]:
+    """Serves an application over real HTTP, by its URL, within a context."""
+    return _served
+
+
+@pytest.fixture(scope="session")
+def json_item() -> Callable[..., dict[str, Any]]:
+    """Makes an item of a JSON request: a picture as PNG in base64, with its prompt."""
+
+    def item(picture: Any, prompt: str = "a red circle", **more: Any) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image.save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        return {"prompt": prompt, "image": {"media_type": "image/png", "data": data}, **more}
+
+    return item
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reward_services import Limits, Overloaded, Problem, ReplicaLost, RewardNotReady, Rewards, Score
+from reward_services import (
+    Limits,
+    Overloaded,
+    Problem,
+    ReplicaLost,
+    RewardNotReady,
+    Rewards,
+    Score,
+    ScoreRequest,
+)
 from reward_services.app import create_app
-from reward_services.images import encode
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
 
 Draw = Callable[..., list[Any]]
+Item = Callable[..., dict[str, Any]]
 LIMITS = Limits(max_items=8, max_image_bytes=20_000, max_image_pixels=64 * 64, max_prompt_bytes=100)
 
 
@@ -29,6 +39,11 @@ def rewards(rewards_here: Callable[..., Any], tiny_clip: Path) -> Any:
     )
 
 
+@pytest.fixture(scope="session")
+def item(json_item: Item) -> Item:
+    return json_item
+
+
 @pytest.fixture
 def call(rewards: Rewards) -> Callable[..., httpx.Response]:
     return caller(rewards)
@@ -36,17 +51,14 @@ def call(rewards: Rewards) -> Callable[..., httpx.Response]:
 
 def caller(rewards: Rewards, limits: Limits = LIMITS) -> Callable[..., httpx.Response]:
     """A blocking function that sends one request to the application."""
+    app = create_app(rewards, limits=limits)
 
     async def send(method: str, path: str, **content: Any) -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(rewards, limits=limits), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **content)
 
     return lambda method, path, **content: asyncio.run(send(method, path, **content))
-
-
-def item(picture: Any, prompt: str = "a red circle", **more: Any) -> dict[str, Any]:
-    return {"prompt": prompt, "image": encode(picture).model_dump(), **more}
 
 
 def problem_of(response: httpx.Response) -> Problem:
@@ -57,7 +69,7 @@ def problem_of(response: httpx.Response) -> Problem:
 
 
 def test_scores_are_those_of_the_scorers(
-    call: Callable[..., httpx.Response], rewards: Any, draw: Draw
+    call: Callable[..., httpx.Response], rewards: Any, draw: Draw, item: Item
 ) -> None:
     images, prompts = draw(4), ["a red circle", "cat", "a red circle", "two blue squares"]
     items = [
@@ -74,7 +86,9 @@ def test_scores_are_those_of_the_scorers(
     assert set(body["timing_ms"]) == {"decode", "score"}
 
 
-def test_one_bad_item_among_good_ones(call: Callable[..., httpx.Response], rewards: Any, draw: Draw) -> None:
+def test_one_bad_item_among_good_ones(
+    call: Callable[..., httpx.Response], rewards: Any, draw: Draw, item: Item
+) -> None:
     images = draw(6)
     items = [item(image) for image in images]
     items[1]["image"]["data"] = base64.b64encode(b"torn").decode()
@@ -90,7 +104,9 @@ def test_one_bad_item_among_good_ones(call: Callable[..., httpx.Response], rewar
         assert [scores[0], scores[5]] == exact
 
 
-def test_an_item_may_be_beyond_one_reward_only(call: Callable[..., httpx.Response], draw: Draw) -> None:
+def test_an_item_may_be_beyond_one_reward_only(
+    call: Callable[..., httpx.Response], draw: Draw, item: Item
+) -> None:
     items = [item(draw(1)[0], "an astronaut")]
     body = call("POST", "/v1/scores", json={"rewards": ["verifier", "jpeg"], "items": items}).json()
     scores = body["items"][0]["scores"]
@@ -119,7 +135,7 @@ def test_nothing_decodable_is_still_an_answer(call: Callable[..., httpx.Response
     ],
 )
 def test_wrong_requests_are_problems(
-    call: Callable[..., httpx.Response], content: dict[str, Any], status: int, slug: str
+    call: Callable[..., httpx.Response], item: Item, content: dict[str, Any], status: int, slug: str
 ) -> None:
     if "items" in content.get("json", {}):
         good = item(np.zeros((8, 8, 3), np.uint8))
@@ -200,16 +216,75 @@ def test_readyz_names_what_is_not_ready() -> None:
 
 
 @pytest.mark.parametrize("error", [ReplicaLost("gone"), Overloaded("full", retry_after_s=3.0)])
-def test_a_request_of_which_nothing_could_be_scored_fails_as_a_whole(error: Any, draw: Draw) -> None:
+def test_a_request_of_which_nothing_could_be_scored_fails_as_a_whole(
+    error: Any, draw: Draw, item: Item
+) -> None:
     request = {"rewards": ["jpeg"], "items": [item(picture) for picture in draw(2)]}
     response = caller(Failing(error, when="each item"))("POST", "/v1/scores", json=request)
     assert problem_of(response).type.endswith(error.slug)
     assert "retry-after" in response.headers
 
 
-def test_a_bug_is_a_problem_without_its_traceback(draw: Draw) -> None:
+def test_a_bug_is_a_problem_without_its_traceback(draw: Draw, item: Item) -> None:
     request = {"rewards": ["jpeg"], "items": [item(draw(1)[0])]}
     broken = caller(Failing(KeyError("internal name"), when="score"))
     response = broken("POST", "/v1/scores", json=request)
     assert problem_of(response).status == 500
     assert "internal name" not in response.text
+
+
+def test_form_and_json_give_the_same_scores(
+    call: Callable[..., httpx.Response], rewards: Any, draw: Draw, item: Item
+) -> None:
+    """A PNG part, a JPEG part, a raw part; one too large and one torn fail alone."""
+    images = draw(3)
+    request = {
+        "rewards": ["clip", "jpeg"],
+        "items": [
+            {"prompt": "a", "image": {"part": "png"}},
+            {"prompt": "b", "image": {"part": "raw", "shape": [32, 32, 3]}},
+            {"prompt": "c", "image": {"part": "large", "shape": [65, 65, 3]}},
+            {"prompt": "d", "image": {"part": "torn"}},
+            {"prompt": "e", "image": {"part": "png"}},
+        ],
+    }
+    files: Any = {
+        "request": (None, json.dumps(request), "application/json"),
+        "png": ("a.png", base64.b64decode(item(images[0])["image"]["data"]), "image/png"),
+        "raw": ("b", images[1].tobytes(), "application/octet-stream"),
+        "large": ("c", bytes(65 * 65 * 3), "application/octet-stream"),
+        "torn": ("d.webp", b"torn", "image/webp"),
+    }
+    answered = call("POST", "/v1/scores", files=files).json()["items"]
+    for name in ("clip", "jpeg"):
+        scores = [Score.model_validate(one["scores"][name]) for one in answered]
+        assert [score.error.status if score.error else 200 for score in scores] == [200, 200, 413, 422, 200]
+        exact = rewards.scorers[name].score([images[0], images[1], images[0]], ["a", "b", "e"])
+        assert [scores[0], scores[1], scores[4]] == exact
+
+
+def test_the_id_of_a_request_is_echoed_and_in_its_problems(call: Callable[..., httpx.Response]) -> None:
+    sent = {"x-request-id": "run-7"}
+    assert call("GET", "/livez", headers=sent).headers["x-request-id"] == "run-7"
+    for method, path in (("GET", "/v2"), ("GET", "/v1/rewards/clop"), ("POST", "/v1/scores")):
+        response = call(method, path, headers=sent)
+        assert response.headers["x-request-id"] == problem_of(response).request_id == "run-7"
+    broken = caller(Failing(KeyError("internal"), when="describe"))("GET", "/v1/rewards", headers=sent)
+    assert broken.headers["x-request-id"] == problem_of(broken).request_id == "run-7"
+
+
+def test_a_route_with_a_typed_body_has_the_same_problems(rewards: Rewards) -> None:
+    """Routes that let FastAPI read their body: its errors are problems too, with a pointer."""
+
+    async def run() -> httpx.Response:
+        app = create_app(rewards)
+
+        @app.post("/typed")
+        async def typed(request: ScoreRequest) -> None: ...
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post("/typed", json={"rewards": ["jpeg"], "items": [{"prompt": "secret"}]})
+
+    problem = problem_of(asyncio.run(run()))
+    assert problem.errors is not None
+    assert problem.errors[0].pointer == "/items/0/image"

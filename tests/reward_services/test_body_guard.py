@@ -1,14 +1,18 @@
 """Bodies are bounded by type, size and time, whatever their headers claim."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from reward_services import Limits
+from reward_services import BodyTimeout, Limits, TooLarge
+from reward_services.app import create_app
 from reward_services.body_guard import BodyGuard
+from reward_services.scorers.jpeg import JpegScorer
 
 LIMITS = Limits(max_body_bytes=1000, body_timeout_s=0.2)
 JSON = {"content-type": "application/json"}
@@ -73,7 +77,7 @@ def test_a_slow_body_is_refused() -> None:
     [
         {},
         {"content-type": "text/plain"},
-        {"content-type": "multipart/form-data"},
+        {"content-type": "application/x-www-form-urlencoded"},
         {**JSON, "content-encoding": "gzip"},
     ],
 )
@@ -84,3 +88,92 @@ def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
 def test_a_charset_is_fine_and_reading_needs_no_type() -> None:
     assert send(content=b"{}", headers={"content-type": "Application/JSON; charset=utf-8"}).status_code == 200
     assert send("GET").status_code == 200
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+def test_a_form_is_passed_on_as_it_arrives() -> None:
+    """The application sees the first chunk before the second is sent."""
+
+    async def run() -> None:
+        seen = asyncio.Event()
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            assert (await receive())["body"] == b"first"
+            seen.set()
+            await length_of_body(scope, receive, send)
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"first"
+            await asyncio.wait_for(seen.wait(), 5)
+            yield b"second"
+
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"multipart/form-data")]}
+        chunks, sent = body(), []
+
+        async def receive() -> dict[str, Any]:
+            chunk = await anext(chunks, b"")
+            return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
+
+        async def collect(message: Any) -> None:
+            sent.append(message)
+
+        await BodyGuard(application, LIMITS)(scope, receive, collect)
+        assert sent[1]["body"] == b"6"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(chunks(11, 100), TooLarge), (chunks(10, 1, pause_s=0.1), BodyTimeout)]
+)
+def test_what_breaks_a_limit_in_a_form_raises_in_the_application(content: Any, error: Any) -> None:
+    with pytest.raises(error):
+        send(content=content, headers=FORM)
+
+
+def test_the_time_for_a_body_does_not_bound_the_answer() -> None:
+    """An application may wait for a disconnect long after the body has come."""
+
+    async def run() -> list[Any]:
+        arriving: list[Any] = [{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}]
+        heard: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(2 * LIMITS.body_timeout_s if heard else 0)
+            return arriving[len(heard)]
+
+        async def application(scope: Any, receive: Any, send: Any) -> None:
+            heard.append(await receive())
+            heard.append(await receive())
+
+        async def refused(message: Any) -> None:
+            raise AssertionError(message)
+
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"multipart/form-data")]}
+        await BodyGuard(application, LIMITS)(scope, receive, refused)
+        return heard
+
+    assert asyncio.run(run())[1]["type"] == "http.disconnect"
+
+
+def test_real_connections_are_cut_while_others_go_on(
+    rewards_here: Callable[..., Any], served: Callable[..., Any], json_item: Callable[..., Any]
+) -> None:
+    """A form that dribbles is cut at the deadline; one without end at the limit; another caller is served."""
+    limits = Limits(max_body_bytes=200_000, max_image_bytes=1000, body_timeout_s=2.0)
+    app = create_app(rewards_here({"jpeg": JpegScorer()}), limits=limits)
+    opening = b'--b\r\ncontent-disposition: form-data; name="0"\r\ncontent-type: image/png\r\n\r\n'
+    head = b"POST /v1/scores HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n"
+    head += b"content-type: multipart/form-data; boundary=b\r\n\r\n"
+    first = head + b"%x\r\n%s\r\n" % (len(opening), opening)
+    with served(app) as url:
+        address = ("127.0.0.1", httpx.URL(url).port or 0)
+        with socket.create_connection(address, 30) as slow, socket.create_connection(address, 30) as endless:
+            slow.sendall(first)
+            endless.sendall(first + b"".join(b"4000\r\n%s\r\n" % bytes(0x4000) for _ in range(13)))
+            request = {"rewards": ["jpeg"], "items": [json_item(np.zeros((8, 8, 3), np.uint8))]}
+            assert httpx.post(f"{url}/v1/scores", json=request, timeout=30).status_code == 200
+            assert endless.recv(4096).startswith(b"HTTP/1.1 413 ")
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")

@@ -4,34 +4,26 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from PIL import Image
 
 from reward_services.app import create_app
 from reward_services.cli import main
+from reward_services.config import Http
+from reward_services.keys import Keys, new_key, parse_keys
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
 
 
 @pytest.fixture(scope="module")
-def url(rewards_here: Callable[..., Any]) -> Iterator[str]:
+def url(rewards_here: Callable[..., Any], served: Callable[..., Any]) -> Iterator[str]:
     """A real HTTP server of two rewards."""
-    app = create_app(rewards_here({"jpeg": JpegScorer(), "verifier": VerifierScorer()}))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(create_app(rewards_here({"jpeg": JpegScorer(), "verifier": VerifierScorer()}))) as address:
+        yield address
 
 
 @pytest.fixture
@@ -77,6 +69,33 @@ def test_failures_are_one_line(
         capsys, "score", picture, "a", "--url", "http://127.0.0.1:9", "--reward", "x"
     )
     assert "cannot read" in failure(capsys, "serve", str(tmp_path / "none.yaml"))
+
+
+def test_a_new_key_and_its_line_go_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is redirected into the file of keys is the line; the key stays on the screen."""
+    assert main(["key", "new", "alice", "--lane", "train", "--images-per-minute", "600"]) == 0
+    captured = capsys.readouterr()
+    key = captured.err.split()[-1]
+    caller = Keys(parse_keys(captured.out, where="stdout")).find(key.encode())
+    assert caller is not None
+    assert (caller.name, caller.lane, caller.images_per_minute) == ("alice", "train", 600)
+    assert "the name 'no name'" in failure(capsys, "key", "new", "no name")
+
+
+def test_the_key_of_a_server_comes_from_the_environment(
+    rewards_here: Callable[..., Any],
+    served: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key, line = new_key("alice")
+    (tmp_path / "keys.yaml").write_text(line, encoding="utf-8")
+    app = create_app(rewards_here({"jpeg": JpegScorer()}), http=Http(keys=str(tmp_path / "keys.yaml")))
+    with served(app) as url:
+        assert "Authorization: Bearer" in failure(capsys, "list", "--url", url)
+        monkeypatch.setenv("REWARDS_API_KEY", key)
+        assert main(["list", "--url", url]) == 0
 
 
 @pytest.mark.slow

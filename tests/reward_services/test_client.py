@@ -14,6 +14,7 @@ import pytest
 from reward_services import (
     AsyncRewardClient,
     DeadlineExceeded,
+    KeyInvalid,
     RewardClient,
     RewardInfo,
     RewardUnknown,
@@ -21,6 +22,8 @@ from reward_services import (
     ServerUnreachable,
 )
 from reward_services.app import create_app
+from reward_services.config import Http
+from reward_services.keys import new_key
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
 
@@ -150,15 +153,37 @@ def test_nobody_there() -> None:
         client.describe()
 
 
-def test_a_picture_of_each_kind_scores_the_same(draw: Draw, tmp_path: Any) -> None:
+def test_a_picture_of_each_kind_scores_the_same(rewards: Any, draw: Draw, tmp_path: Any) -> None:
     from PIL import Image
 
-    from reward_services.exchange import encoded
+    async def run() -> list[Score]:
+        transport = httpx.ASGITransport(create_app(rewards))
+        async with AsyncRewardClient("http://test", transport=transport) as client:
+            return (await client.score(pictures, ["a"] * 5, rewards=["jpeg"]))["jpeg"]
 
     array = draw(1)[0]
     path = tmp_path / "picture.png"
     Image.fromarray(array).save(path, compress_level=1)
     pictures: list[Any] = [array, Image.fromarray(array), path, str(path), path.read_bytes()]
-    assert (
-        len({image.model_dump_json() for image in encoded(pictures) if not isinstance(image, Exception)}) == 1
-    )
+    assert asyncio.run(run()) == rewards.scorers["jpeg"].score([array], ["a"]) * 5
+
+
+def test_a_key_opens_and_its_quota_is_waited_for(rewards: Any, draw: Draw, tmp_path: Any) -> None:
+    """Two images a second, and a minute's worth at first: the last two are told to come a second later."""
+
+    async def run(api_key: str | None) -> float:
+        async with AsyncRewardClient("http://test", api_key=api_key, transport=transport) as client:
+            await client.score(draw(119, size=8), ["a"] * 119, rewards=["jpeg"])
+            began = time.monotonic()
+            scores = await client.score(draw(2, size=8), ["a"] * 2, rewards=["jpeg"])
+            assert all(score.ok for score in scores["jpeg"])
+            return time.monotonic() - began
+
+    key, line = new_key("mine", images_per_minute=120)
+    (tmp_path / "keys.yaml").write_text(line, encoding="utf-8")
+    transport = httpx.ASGITransport(create_app(rewards, http=Http(keys=str(tmp_path / "keys.yaml"))))
+    with pytest.raises(KeyInvalid, match="Authorization: Bearer"):
+        asyncio.run(run(None))
+    with pytest.raises(KeyInvalid):
+        asyncio.run(run(key + "x"))
+    assert 1.0 <= asyncio.run(run(key)) < 10.0

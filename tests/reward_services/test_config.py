@@ -80,6 +80,7 @@ def test_what_can_only_be_a_folder_is_one(tmp_path: Path, named: str) -> None:
         ("model:", "modle:", "unknown key 'rewards.mine.options.modle'; did you mean 'model'?"),
         ("port", "prot", "unknown key 'http.prot'; did you mean 'port'?"),
         ("scorer: clip", "scorer: clop", "'clip', 'jpeg', 'verifier'"),
+        ("{port: 8100}", "{host: 0.0.0.0}", "host 0.0.0.0 is open to others: set keys to a file"),
         ("16", "0", "rewards.mine.batch.max_images: Input should be greater than 0"),
         ("16", "300", "max_ongoing_requests must be at least batch.max_images"),
         ("  mine:", "  my reward:", "pattern"),
@@ -116,3 +117,18 @@ def test_a_taken_port_is_found_before_anything_starts() -> None:
         taken.listen()
         with pytest.raises(ConfigInvalid, match="set another http"):
             Http(port=taken.getsockname()[1]).check_port()
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"), [("team.yaml", "{}/team.yaml"), ("/etc/keys", "/etc/keys"), ("env:KEYS", "env:KEYS")]
+)
+def test_a_host_open_to_others_has_keys(tmp_path: Path, keys: str, found: str) -> None:
+    text = GOOD.replace("{port: 8100}", f"{{host: 0.0.0.0, keys: '{keys}'}}")
+    http = load_config(written(tmp_path, text)).http
+    assert http is not None
+    assert http.keys == found.format(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_this_machine_alone_needs_none(host: str) -> None:
+    assert Http(host=host).keys == "none"

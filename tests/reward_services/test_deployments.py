@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
@@ -19,6 +20,7 @@ from ray import serve
 from reward_services import AsyncRewardClient, RewardNotReady, RewardUnknown, Score
 from reward_services.config import ServicesConfig
 from reward_services.deployments import ServeRewards, connect, deploy
+from reward_services.keys import new_key
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
 from trainer.coordinator import Coordinator, Pace
@@ -32,7 +34,7 @@ WAIT_S = 1.5
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
 
 
-def configuration(model: str, port: int) -> ServicesConfig:
+def configuration(model: str, port: int, keys: Path) -> ServicesConfig:
     light = {"num_cpus": 0.1, "health_check_period_s": 1.0}
     patient = {"batch": {"max_images": 8, "wait_ms": 1000 * WAIT_S}}
     rewards = {
@@ -40,7 +42,7 @@ def configuration(model: str, port: int) -> ServicesConfig:
         "clip": {"scorer": "clip", "options": {"model": model}, **light, "batch": {"max_images": 32}},
         "patient": {"scorer": "jpeg", **light, **patient},
     }
-    return ServicesConfig.model_validate({"rewards": rewards, "http": {"port": port}})
+    return ServicesConfig.model_validate({"rewards": rewards, "http": {"port": port, "keys": str(keys)}})
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +54,27 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def rewards(tiny_clip: Path, port: int) -> Iterator[ServeRewards]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the file of keys lies."""
+    return tmp_path_factory.mktemp("keys") / "keys.yaml"
+
+
+@pytest.fixture(scope="module")
+def api_key(keys: Path) -> str:
+    key, line = new_key("tests", "train")
+    keys.write_text(line, encoding="utf-8")
+    return key
+
+
+@pytest.fixture(scope="module")
+def rewards(tiny_clip: Path, port: int, keys: Path, api_key: str) -> Iterator[ServeRewards]:
     """Three rewards behind HTTP on two CPUs."""
     ray.init(
         "local", num_cpus=2, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False
     )
     with pytest.raises(RewardNotReady, match="start them with"):
         connect()
-    deploy(configuration(str(tiny_clip), port))
+    deploy(configuration(str(tiny_clip), port, keys))
     yield connect()
     serve.shutdown()
     ray.shutdown()
@@ -108,17 +123,36 @@ def test_handles_give_the_scores_of_the_scorers(rewards: ServeRewards, clip: Cli
     asyncio.run(run())
 
 
-def test_http_gives_the_scores_of_the_handles(rewards: ServeRewards, port: int, draw: Draw) -> None:
+def test_http_gives_the_scores_of_the_handles(
+    rewards: ServeRewards, port: int, api_key: str, draw: Draw
+) -> None:
     async def run() -> None:
         images, prompts = draw(70, size=40), ["a red cube"] * 70
         by_handle = await rewards.score(images, prompts, rewards=["clip", "jpeg"], deadline_s=30)
-        async with AsyncRewardClient(f"http://127.0.0.1:{port}") as client:
+        async with AsyncRewardClient(f"http://127.0.0.1:{port}", api_key=api_key) as client:
             by_http = await client.score(images, prompts, rewards=["clip", "jpeg"], deadline_s=30)
             assert all(info.ready for info in await client.describe())
         close(by_http["clip"], by_handle["clip"])
         assert by_http["jpeg"] == by_handle["jpeg"]
 
     asyncio.run(run())
+
+
+def test_http_asks_for_keys_and_follows_their_file(
+    rewards: ServeRewards, port: int, keys: Path, api_key: str
+) -> None:
+    def status(path: str, key: str) -> int:
+        headers = {"authorization": f"Bearer {key}", "x-request-id": "run-7"}
+        response = httpx.get(f"http://127.0.0.1:{port}{path}", headers=headers)
+        assert response.headers["x-request-id"] == "run-7"
+        return response.status_code
+
+    assert [status("/v1/rewards", key) for key in ("wrong", api_key)] == [401, 200]
+    assert status("/readyz", "wrong") == 200
+    second, line = new_key("second")
+    keys.write_text(keys.read_text(encoding="utf-8") + "\n" + line, encoding="utf-8")
+    time.sleep(1.2)
+    assert [status("/v1/rewards", key) for key in ("wrong", api_key, second)] == [401, 200, 200]
 
 
 @pytest.mark.parametrize(("callers", "full"), [(4, True), (3, False)])
@@ -180,9 +214,9 @@ def test_the_coordinator_is_an_actor(rewards: ServeRewards, clip: ClipScorer, dr
     assert (stats["images"], stats["joined"] + stats["cache_hits"] / 2) == (12, 6)
 
 
-def test_an_actor_may_score_over_http(rewards: ServeRewards, port: int, draw: Draw) -> None:
+def test_an_actor_may_score_over_http(rewards: ServeRewards, port: int, api_key: str, draw: Draw) -> None:
     actor: Any = ray.remote(Coordinator)
-    client = AsyncRewardClient(f"http://127.0.0.1:{port}")
+    client = AsyncRewardClient(f"http://127.0.0.1:{port}", api_key=api_key)
     coordinator = actor.options(num_cpus=0).remote(client, names=["jpeg"])
     scores = ray.get(coordinator.score.remote(draw(3, seed=3), [""] * 3))
     assert scores["jpeg"] == JpegScorer().score(draw(3, seed=3), [""] * 3)
@@ -212,10 +246,12 @@ def test_a_killed_replica_costs_no_item(rewards: ServeRewards, draw: Draw) -> No
     assert stats["reward_calls"] == 2 + stats["retries"], "the reward that lived was not asked again"
 
 
-def test_the_same_rewards_are_left_alone(rewards: ServeRewards, tiny_clip: Path, port: int) -> None:
+def test_the_same_rewards_are_left_alone(
+    rewards: ServeRewards, tiny_clip: Path, port: int, keys: Path
+) -> None:
     """A second job on the cluster must not restart the rewards of the first."""
     before = {name: replica_pids(name) for name in ("jpeg", "clip", "patient")}
-    deploy(configuration(str(tiny_clip), port))
+    deploy(configuration(str(tiny_clip), port, keys))
     assert {name: replica_pids(name) for name in before} == before
 
 

@@ -46,3 +46,8 @@ def test_first_line() -> None:
     assert first_line("\n\n one \n two") == "one "
     assert first_line("") == ""
     assert len(first_line("x" * 999)) == 200
+
+
+def test_the_endpoint_is_no_reward() -> None:
+    failure = failure_among({"_ingress": ("UPDATING", TRACEBACK)}, is_late=False)
+    assert failure == "the HTTP endpoint never became ready: model folder /x does not exist; make it first"

@@ -17,7 +17,7 @@ from reward_services import (
     ServerUnreachable,
     TooLarge,
 )
-from reward_services.exchange import Reply, Send, encoded, error_in, exchange, merged, score_calls
+from reward_services.exchange import Reply, Send, attached, error_in, exchange, merged, score_calls
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -94,9 +94,9 @@ def test_a_problem_becomes_the_error_it_names() -> None:
 
 def test_something_else_than_a_reward_server() -> None:
     assert isinstance(error_in(reply(302)), BadAnswer)
-    call = next(score_calls(encoded([PICTURE]), ["a"], ["jpeg"]))
+    call = next(score_calls(attached([PICTURE]), ["a"], ["jpeg"]))
     with pytest.raises(BadAnswer, match="does not answer as a reward server does"):
-        merged(encoded([PICTURE]), ["jpeg"], [call], [reply(200, b"<html>")])
+        merged(attached([PICTURE]), ["jpeg"], [call], [reply(200, b"<html>")])
 
 
 def answer(count: int, first: int = 0, reward: str = "jpeg") -> Reply:
@@ -108,7 +108,7 @@ def answer(count: int, first: int = 0, reward: str = "jpeg") -> Reply:
 
 
 def test_many_images_go_in_several_requests_and_come_back_in_order() -> None:
-    images = encoded([PICTURE] * 130)
+    images = attached([PICTURE] * 130)
     calls = list(score_calls(images, ["a"] * 130, ["jpeg"]))
     sizes = [len(call.request.items) for call in calls if call.request]
     assert sizes == [64, 64, 2]
@@ -118,22 +118,48 @@ def test_many_images_go_in_several_requests_and_come_back_in_order() -> None:
 
 def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
     pictures: list[Any] = [PICTURE, "no such file", PICTURE]
-    images = encoded(pictures)
+    images = attached(pictures)
     calls = list(score_calls(images, ["a"] * 3, ["jpeg"]))
     scores = merged(images, ["jpeg"], calls, [answer(2)])["jpeg"]
     assert [score.value for score in scores] == [0.0, None, 1.0]
     assert scores[1] == Score.failed(ImageInvalid("cannot read no such file: No such file or directory"))
 
 
+def test_large_images_go_in_requests_of_few() -> None:
+    large: list[Any] = [np.zeros((2000, 2000, 3), np.uint8)] * 6
+    calls = list(score_calls(attached(large), ["a"] * 6, ["jpeg"]))
+    assert [len(call.parts) for call in calls] == [2, 2, 2], "12 MB each, 32 MiB a request"
+    assert list(score_calls([], [], ["jpeg"])) == []
+
+
+def test_the_body_is_a_form_of_the_request_and_its_images() -> None:
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    from reward_services import Limits
+    from reward_services.bodies import read_body
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield call.body(1.5) or b""
+
+    pictures: list[Any] = [PICTURE, PICTURE + 7]
+    images = attached(pictures)
+    call = next(score_calls(images, ["a", "b"], ["jpeg"]))
+    asked = asyncio.run(read_body(call.headers["content-type"], chunks(), Limits()))
+    assert list(asked.images) == images
+    assert [item.prompt for item in asked.request.items] == ["a", "b"]
+    assert asked.request.options.deadline_ms == 1500
+
+
 @pytest.mark.parametrize("wrong", [answer(1), answer(3), answer(2, reward="clip")])
 def test_a_short_or_strange_answer_is_refused(wrong: Reply) -> None:
-    images = encoded([PICTURE] * 2)
+    images = attached([PICTURE] * 2)
     calls = list(score_calls(images, ["a"] * 2, ["jpeg"]))
     with pytest.raises(BadAnswer, match="did not answer every image"):
         merged(images, ["jpeg"], calls, [wrong])
 
 
 def test_each_attempt_states_the_time_that_is_left() -> None:
-    call = next(score_calls(encoded([PICTURE]), ["a"], ["jpeg"]))
+    call = next(score_calls(attached([PICTURE]), ["a"], ["jpeg"]))
     assert b'"deadline_ms":1500' in (call.body(1.5) or b"")
     assert b'"deadline_ms":1}' in (call.body(0.0) or b"")

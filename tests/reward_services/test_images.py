@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from reward_services import ImageInvalid, ImageRef, Limits, MediaTypeUnsupported, RewardError, TooLarge
-from reward_services.images import decode, encode, packed
+from reward_services.images import Attachment, attach, decode, packed, read
 
 LIMITS = Limits(max_image_bytes=20_000, max_image_pixels=10_000)
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -43,21 +43,21 @@ def test_arrays_pil_bytes_and_paths_are_the_same_picture(tmp_path: Path) -> None
     path = tmp_path / "picture.png"
     path.write_bytes(encoded)
     for picture in (PICTURE, image, encoded, path, str(path)):
-        np.testing.assert_array_equal(decode(encode(picture), LIMITS), PICTURE)
+        np.testing.assert_array_equal(read(attach(picture), LIMITS), PICTURE)
 
 
 def test_encoded_images_are_sent_as_they_are() -> None:
     for kind, media_type in (("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")):
         encoded = saved(Image.fromarray(PICTURE), kind)
-        assert encode(encoded) == reference(encoded, media_type)
+        assert attach(encoded) == Attachment(media_type, encoded)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_eight_bit_mode_becomes_rgb(mode: str) -> None:
     image = Image.fromarray(PICTURE).convert(mode)
-    decoded = decode(encode(image), LIMITS)
-    assert decoded.shape == PICTURE.shape
-    np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
+    for decoded in (decode(reference(saved(image, "PNG")), LIMITS), read(attach(image), LIMITS)):
+        assert decoded.shape == PICTURE.shape
+        np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
 
 
 FRAMES = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
@@ -92,11 +92,20 @@ def test_what_cannot_be_read_is_a_typed_error(image: ImageRef, error: type[Rewar
 
 
 @pytest.mark.parametrize(
-    "wrong", [PICTURE[..., :2], PICTURE.astype(np.float32), PICTURE[0], PICTURE[:0], "no such file.png", 7]
+    "wrong",
+    [
+        PICTURE[..., :2],
+        PICTURE.astype(np.float32),
+        PICTURE[0],
+        PICTURE[:0],
+        "no such file.png",
+        7,
+        Image.new("F", (4, 4)),
+    ],
 )
 def test_no_picture_is_refused(wrong: Any) -> None:
     with pytest.raises(ImageInvalid):
-        encode(wrong)
+        attach(wrong)
 
 
 def test_equal_shapes_travel_as_one_array() -> None:
@@ -108,4 +117,23 @@ def test_equal_shapes_travel_as_one_array() -> None:
 
 def test_unknown_bytes_are_refused() -> None:
     with pytest.raises(MediaTypeUnsupported):
-        encode(b"GIF89a")
+        attach(b"GIF89a")
+
+
+RAW = "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (Attachment(RAW, b"\0" * 11, (2, 2, 3)), ImageInvalid),
+        (Attachment(RAW, b"\0" * 13, (2, 2, 3)), ImageInvalid),
+        (Attachment(RAW, b"\0" * 12, (2**31, 2**31, 3)), TooLarge),
+        (Attachment(RAW, b"\0" * 30_303, (101, 100, 3)), TooLarge),
+        (Attachment("image/png", b"\0" * 12, (2, 2, 3)), MediaTypeUnsupported),
+        (Attachment(RAW, b"\0" * 12), MediaTypeUnsupported),
+    ],
+)
+def test_bytes_that_are_not_the_array_they_say(image: Attachment, error: type[RewardError]) -> None:
+    with pytest.raises(error):
+        read(image, LIMITS)

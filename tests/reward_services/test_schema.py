@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from reward_services import (
+    FormRequest,
     ImageInvalid,
     Problem,
     RewardInfo,
@@ -102,3 +103,23 @@ def test_answers_may_grow_fields() -> None:
 def test_requests_are_strict(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScoreRequest.model_validate(wrong)
+
+
+FORM_ITEM = {"prompt": "a red cube", "image": {"part": "0", "shape": [4, 4, 3]}}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"part": "0", "shape": [4, 4]},
+        {"part": "0", "shape": [4, 4, 1]},
+        {"part": "0", "shape": [0, 4, 3]},
+        {"part": "0", "dtype": "float32"},
+        {"part": "0" * 65},
+        ITEM["image"],
+    ],
+)
+def test_images_of_a_form_are_strict(image: dict[str, Any]) -> None:
+    assert FormRequest.model_validate({"rewards": ["clip"], "items": [FORM_ITEM]}).items[0].image.part == "0"
+    with pytest.raises(ValidationError):
+        FormRequest.model_validate({"rewards": ["clip"], "items": [{**FORM_ITEM, "image": image}]})

@@ -1,0 +1,76 @@
+"""What a body asks for: JSON or a multipart form, as one typed request and an image per item."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from reward_services.errors import RequestInvalid, RequestMalformed, RewardError, TooLarge
+from reward_services.images import Attachment
+from reward_services.multipart import REQUEST, Form, Part, read_form
+from reward_services.schema import FormItem, FormRequest, ImageRef, InvalidField, Limits, ScoreRequest
+
+_MOST_FIELDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A scoring request, and one image per item, in order; one that could not be taken in is its error."""
+
+    request: ScoreRequest | FormRequest
+    images: Sequence[ImageRef | Attachment | RewardError]
+
+
+async def read_body(content_type: str, chunks: AsyncIterable[bytes], limits: Limits) -> Asked:
+    """The request in a body of type application/json or multipart/form-data.
+
+    Raises:
+        RequestMalformed: it is neither.
+        RequestInvalid: it does not say what to score, or names a part that is not there.
+    """
+    if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
+        return _of_form(await read_form(content_type, chunks, limits))
+    body = b"".join([chunk async for chunk in chunks])
+    try:
+        request = ScoreRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+    return Asked(request, [item.image for item in request.items])
+
+
+def _of_form(form: Form) -> Asked:
+    part = form.get(REQUEST)
+    if isinstance(part, TooLarge):
+        raise part
+    if part is None or part.media_type != "application/json":
+        raise RequestMalformed(f"a form has a part {REQUEST!r} of type application/json")
+    try:
+        request = FormRequest.model_validate_json(part.content)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+    unused = set(form) - {REQUEST} - {item.image.part for item in request.items}
+    if unused:
+        raise RequestInvalid(f"no item names the part {min(unused)!r}")
+    return Asked(request, [_image(index, item, form) for index, item in enumerate(request.items)])
+
+
+def _image(index: int, item: FormItem, form: Form) -> Attachment | RewardError:
+    part = form.get(item.image.part)
+    if part is None or item.image.part == REQUEST:
+        field = InvalidField(pointer=f"/items/{index}/image/part", detail="no part of the form has this name")
+        raise RequestInvalid(f"{field.pointer}: {field.detail}", fields=(field,))
+    return Attachment(part.media_type, part.content, item.image.shape) if isinstance(part, Part) else part
+
+
+def invalid(found: Sequence[Mapping[str, Any]]) -> RewardError:
+    """What pydantic found wrong: where and what, never the input, which may be megabytes or private."""
+    if any(one["type"] == "json_invalid" for one in found):
+        return RequestMalformed("the body is not JSON")
+    fields = tuple(
+        InvalidField(pointer="/" + "/".join(str(part) for part in one["loc"]), detail=one["msg"])
+        for one in found[:_MOST_FIELDS]
+    )
+    return RequestInvalid(f"{fields[0].pointer}: {fields[0].detail}", fields=fields)

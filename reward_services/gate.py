@@ -1,0 +1,56 @@
+"""A pure ASGI layer that asks for a key before anything of a request is read.
+
+What it does not know is closed: a route added later needs a key unless it is listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from reward_services.body_guard import App, Receive, Send
+from reward_services.errors import PROBLEM_PREFIX, KeyInvalid, NotPermitted, RewardError
+from reward_services.keys import ANYONE, Caller, Keys, is_loopback
+from reward_services.problems import refusal
+
+OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/redoc"})
+"""Routes that answer anyone, as problem types do: probes carry no keys, the documentation holds no data."""
+
+
+class Gate:
+    """Leaves the caller in the request's state, or answers 401.
+
+    Without keys only this machine's own callers are let in, whatever address the server listens on.
+    """
+
+    def __init__(self, app: App, keys: Keys | None) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """The ASGI entry."""
+        if scope["type"] == "http" and not is_open(scope["path"]):
+            try:
+                caller = self._caller(scope)
+            except RewardError as error:
+                await refusal(error, scope)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
+
+    def _caller(self, scope: MutableMapping[str, Any]) -> Caller:
+        if self._keys is None:
+            host, *_ = scope.get("client") or ("",)
+            if not is_loopback(host):
+                raise NotPermitted("this server has no keys and answers its own machine only; set http.keys")
+            return ANYONE
+        scheme, _, presented = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        caller = self._keys.find(presented.strip()) if scheme.lower() == b"bearer" else None
+        if caller is None:
+            raise KeyInvalid("send `Authorization: Bearer KEY` with a key that this server knows")
+        return caller
+
+
+def is_open(path: str) -> bool:
+    """Whether a path answers without a key."""
+    return path in OPEN or path.startswith(PROBLEM_PREFIX)

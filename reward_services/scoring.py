@@ -1,0 +1,150 @@
+"""What becomes of a scoring request: checked, charged, admitted, decoded, scored, and put in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_services.bodies import Asked
+from reward_services.errors import DeadlineExceeded, RewardError, TooLarge, error_from
+from reward_services.images import Attachment, decode, read
+from reward_services.keys import Caller
+from reward_services.lanes import Lanes
+from reward_services.metrics import Metrics
+from reward_services.quota import Quotas
+from reward_services.rewards import Rewards, check_known
+from reward_services.schema import (
+    FormRequest,
+    ImageRef,
+    Limits,
+    RewardInfo,
+    Score,
+    ScoredItem,
+    ScoreRequest,
+    ScoreResponse,
+)
+
+Decoded = NDArray[np.uint8] | RewardError
+
+
+class Scoring:
+    """Answers requests by `rewards`, as many at once as `lanes` admit."""
+
+    def __init__(
+        self, rewards: Rewards, limits: Limits, lanes: Lanes, quotas: Quotas, metrics: Metrics
+    ) -> None:
+        self._rewards, self._limits, self._lanes, self._quotas = rewards, limits, lanes, quotas
+        self._metrics = metrics
+
+    async def answer(self, asked: Asked, caller: Caller) -> ScoreResponse:
+        """One score or one problem per item and reward, in order.
+
+        Raises:
+            RewardError: the request is refused, or nothing of it could be scored for want of rewards.
+        """
+        started = time.monotonic()
+        served = await self._checked(asked, caller)
+        deadline_s = min(asked.request.options.deadline_ms, self._limits.max_deadline_ms) / 1000
+        try:
+            async with asyncio.timeout(deadline_s) as waiting:
+                async with self._lanes.admitted(caller.lane, len(asked.images)):
+                    waiting.reschedule(None)
+                    left_s = max(deadline_s - (time.monotonic() - started), 0.001)
+                    return await self._scored(asked, served, left_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed while other callers were served") from error
+
+    async def _checked(self, asked: Asked, caller: Caller) -> dict[str, RewardInfo]:
+        if len(asked.images) > self._limits.max_items:
+            raise TooLarge(f"{len(asked.images)} items; at most {self._limits.max_items} a request")
+        served = {info.id: info for info in await self._rewards.describe()}
+        check_known(asked.request.rewards, served)
+        caller.check_may_use(asked.request.rewards)
+        if caller.images_per_minute is not None:
+            self._quotas.charge(caller.name, caller.images_per_minute, len(asked.images))
+        return served
+
+    async def _scored(self, asked: Asked, served: dict[str, RewardInfo], left_s: float) -> ScoreResponse:
+        started = time.monotonic()
+        decoded = await asyncio.to_thread(decode_all, asked, self._limits)
+        decoded_at = time.monotonic()
+        scored = await self._score(asked.request, decoded, left_s)
+        items = _in_order(asked.request, decoded, scored)
+        self._metrics.scored(items)
+        return ScoreResponse(
+            id=f"scr_{uuid.uuid4().hex}",
+            model_revisions={name: served[name].revision for name in asked.request.rewards},
+            items=items,
+            timing_ms={
+                "decode": round(1000 * (decoded_at - started), 3),
+                "score": round(1000 * (time.monotonic() - decoded_at), 3),
+            },
+        )
+
+    async def _score(
+        self, request: ScoreRequest | FormRequest, decoded: Sequence[Decoded], left_s: float
+    ) -> dict[str, list[Score]]:
+        good = [
+            (image, item.prompt)
+            for image, item in zip(decoded, request.items, strict=True)
+            if not isinstance(image, RewardError)
+        ]
+        if not good:
+            return {name: [] for name in request.rewards}
+        images, prompts = zip(*good, strict=True)
+        scored = await self._rewards.score(images, prompts, rewards=request.rewards, deadline_s=left_s)
+        _raise_if_nothing_was_scored([score for name in request.rewards for score in scored[name]])
+        return scored
+
+
+def decode_all(asked: Asked, limits: Limits) -> list[Decoded]:
+    """Every item's picture, or what is wrong with it; pixels beyond those of a request are not decoded."""
+    decoded: list[Decoded] = []
+    left = limits.max_request_pixels
+    for item, image in zip(asked.request.items, asked.images, strict=True):
+        bounds = limits.model_copy(update={"max_image_pixels": min(limits.max_image_pixels, left)})
+        decoded.append(_decode_one(item.prompt, image, bounds))
+        last = decoded[-1]
+        left -= 0 if isinstance(last, RewardError) else last.shape[0] * last.shape[1]
+    return decoded
+
+
+def _decode_one(prompt: str, image: ImageRef | Attachment | RewardError, limits: Limits) -> Decoded:
+    if isinstance(image, RewardError):
+        return image
+    if len(prompt.encode("utf-8", "replace")) > limits.max_prompt_bytes:
+        return TooLarge(f"the prompt has more than {limits.max_prompt_bytes} bytes")
+    try:
+        return decode(image, limits) if isinstance(image, ImageRef) else read(image, limits)
+    except RewardError as error:
+        return error
+
+
+def _raise_if_nothing_was_scored(scores: Sequence[Score]) -> None:
+    """Where nothing could be scored for want of rewards, the request fails as a whole; clients retry it."""
+    errors = [error_from(score.error) for score in scores if score.error is not None]
+    if len(errors) == len(scores) and all(error.retryable for error in errors):
+        raise errors[0]
+
+
+def _in_order(
+    request: ScoreRequest | FormRequest, decoded: Sequence[Decoded], scored: dict[str, list[Score]]
+) -> tuple[ScoredItem, ...]:
+    """Every item's scores; what could not be decoded has its problem under each reward."""
+    remaining = {name: iter(scored[name]) for name in request.rewards}
+    return tuple(
+        ScoredItem(
+            id=str(index) if item.id is None else item.id,
+            index=index,
+            scores={
+                name: Score.failed(image) if isinstance(image, RewardError) else next(remaining[name])
+                for name in request.rewards
+            },
+        )
+        for index, (item, image) in enumerate(zip(request.items, decoded, strict=True))
+    )

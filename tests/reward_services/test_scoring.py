@@ -1,0 +1,129 @@
+"""A request's way: limits, permission, quota, its turn, its deadline, and the pixels of it all."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reward_services import (
+    DeadlineExceeded,
+    Limits,
+    NotPermitted,
+    QuotaExceeded,
+    RewardError,
+    RewardUnknown,
+    ScoreResponse,
+    TooLarge,
+)
+from reward_services.bodies import Asked
+from reward_services.images import attach
+from reward_services.keys import ANYONE, Caller
+from reward_services.lanes import Lanes
+from reward_services.metrics import Metrics
+from reward_services.quota import Quotas
+from reward_services.schema import FormItem, FormRequest, PartRef, ScoreOptions
+from reward_services.scorers.jpeg import JpegScorer
+from reward_services.scoring import Scoring, decode_all
+
+Draw = Callable[..., list[Any]]
+
+
+def asking(images: list[Any], *, reward: str = "jpeg", deadline_ms: int = 10_000, prompt: str = "a") -> Asked:
+    item = FormItem(prompt=prompt, image=PartRef(part="0"))
+    options = ScoreOptions(deadline_ms=deadline_ms)
+    request = FormRequest(rewards=(reward,), items=(item,) * len(images), options=options)
+    return Asked(request, [image if isinstance(image, RewardError) else attach(image) for image in images])
+
+
+def scoring_by(rewards: Any, limits: Limits, lanes: Lanes) -> Scoring:
+    return Scoring(rewards, limits, lanes, Quotas(), Metrics(lanes))
+
+
+@pytest.fixture
+def score(rewards_here: Callable[..., Any]) -> Callable[..., ScoreResponse]:
+    """Answers one request after another by a `Scoring` of its own."""
+    scoring = scoring_by(rewards_here({"jpeg": JpegScorer()}), Limits(max_items=5), Lanes())
+    return lambda asked, caller=ANYONE: asyncio.run(scoring.answer(asked, caller))
+
+
+def test_scores_and_errors_keep_their_order(score: Callable[..., ScoreResponse], draw: Draw) -> None:
+    first, second = draw(2)
+    items = score(asking([first, TooLarge("dropped"), second])).items
+    values = [item.scores["jpeg"].value for item in items]
+    exact = [one.value for one in JpegScorer().score([first, second], ["a", "a"])]
+    assert values == [exact[0], None, exact[1]]
+    error = items[1].scores["jpeg"].error
+    assert error is not None
+    assert error.detail == "dropped"
+
+
+def test_what_is_refused(score: Callable[..., ScoreResponse], draw: Draw) -> None:
+    with pytest.raises(TooLarge, match="at most 5"):
+        score(asking(draw(6)))
+    with pytest.raises(RewardUnknown):
+        score(asking(draw(1), reward="jpg"))
+    with pytest.raises(NotPermitted):
+        score(asking(draw(1)), Caller(name="alice", rewards=("clip",)))
+
+
+def test_a_quota_counts_images(score: Callable[..., ScoreResponse], draw: Draw) -> None:
+    alice = Caller(name="alice", images_per_minute=6)
+    score(asking(draw(5)), alice)
+    with pytest.raises(QuotaExceeded) as caught:
+        score(asking(draw(5)), alice)
+    assert caught.value.retry_after_s == pytest.approx(40, abs=2)
+    score(asking(draw(1)), alice)
+    score(asking(draw(5)))
+
+
+class Slow:
+    """`Rewards` of one, jpeg, that is in no hurry."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    async def describe(self) -> list[Any]:
+        return [JpegScorer().describe("jpeg", max_items=8)]
+
+    async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:
+        self.prompts += prompts
+        await asyncio.sleep(0.2)
+        return {"jpeg": JpegScorer().score(images, prompts)}
+
+
+def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(draw: Draw) -> None:
+    async def run() -> None:
+        slow = Slow()
+        scoring = scoring_by(slow, Limits(), Lanes(at_once=1))
+        calls = []
+        for name, lane, deadline_ms in [
+            ("first", "others", 5000),
+            ("others", "others", 5000),
+            ("late", "others", 50),
+            ("train", "train", 5000),
+        ]:
+            caller = Caller.model_validate({"name": name, "lane": lane})
+            asked = asking(draw(1), prompt=name, deadline_ms=deadline_ms)
+            calls.append(asyncio.create_task(scoring.answer(asked, caller)))
+            await asyncio.sleep(0.01)
+        with pytest.raises(DeadlineExceeded, match="while other callers were served"):
+            await calls.pop(2)
+        await asyncio.gather(*calls)
+        assert slow.prompts == ["first", "train", "others"]
+
+    asyncio.run(run())
+
+
+def test_pixels_of_a_request_are_bounded_together() -> None:
+    """Small files of many pixels: what is beyond the request's pixels is refused undecoded."""
+    limits = Limits(max_request_pixels=1000, max_image_pixels=600)
+    images: list[Any] = [
+        np.zeros(shape, np.uint8) for shape in [(20, 20, 3), (25, 25, 3), (20, 20, 3), (20, 20, 3)]
+    ]
+    decoded = decode_all(asking(images), limits)
+    assert [isinstance(one, TooLarge) for one in decoded] == [False, True, False, True]
+    assert (
+        decode_all(asking(images[:1], prompt="é" * 10), Limits(max_prompt_bytes=19))[0].__class__ is TooLarge
+    )
