@@ -88,7 +88,24 @@ def test_preference_tells_right_pictures_from_wrong_ones_of_held_out_prompts() -
     assert best > right.mean() + 0.05
 
 
-def test_figures_of_the_control_are_whole() -> None:
-    """What the README and every report quote was measured: the file says with which command."""
-    measured = json.loads((SHAPES / "measured.json").read_text(encoding="utf-8"))
-    assert {"date", "command", "runs"} <= set(measured)
+@pytest.mark.parametrize(("name", "seeds"), [("measured.json", 3), ("measured-sft.json", 1)])
+def test_what_is_quoted_was_measured_and_is_caused_by_the_reward(name: str, seeds: int) -> None:
+    """Every seed gains, and stands above its no-reward control by more than chance."""
+    measured = json.loads((SHAPES / name).read_text(encoding="utf-8"))
+    assert {"date", "command"} < set(measured)
+    assert len({run["seed"] for run in measured["runs"]}) == seeds
+    for run in measured["runs"]:
+        assert run["reward"]["accuracy_gain"] >= 0.10
+        above = run["above_control"]
+        assert above["pictures"] >= 512
+        assert above["difference"] >= max(0.08, 3 * above["standard_error"])
+        kept = run["reward"]["diversity_of_correct_after"] / run["reward"]["diversity_of_correct_before"]
+        assert kept >= 0.7
+
+
+def test_the_default_quotes_its_control() -> None:
+    control = load_config(ROOT / "deploy" / "shapes.yaml").control
+    measured = json.loads((SHAPES / "measured.json").read_text(encoding="utf-8"))["runs"][0]["control"]
+    assert control is not None
+    for name in ("accuracy_before", "accuracy_after", "reward_before", "reward_after"):
+        assert getattr(control, name) == pytest.approx(measured[name], abs=0.006)

@@ -87,8 +87,10 @@ def main() -> None:
             flush=True,
         )
     if arguments.out:
-        command = f"python -m deploy.shapes.control {arguments.folder}"
-        measured = {"date": datetime.date.today().isoformat(), "command": command, "runs": runs}
+        command = ["python -m deploy.shapes.control", str(arguments.folder)]
+        command += ["--seeds", *map(str, arguments.seeds)]
+        command += [part for setting in arguments.set for part in ("--set", setting)]
+        measured = {"date": datetime.date.today().isoformat(), "command": " ".join(command), "runs": runs}
         arguments.out.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
