@@ -6,6 +6,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""The numbers that a model runs in."""
+Preprocessing = Literal["openai", "transformers"]
+"""Which image transform to equal.
+
+openai: openai/CLIP's (resized in the image's own mode, corner of the crop rounded), as in most CLIP rewards.
+transformers: `CLIPImageProcessor`'s (RGB first, corner floored). Odd margins and non-RGB images show it.
+"""
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -30,7 +38,7 @@ class TorchOptions(ScorerOptions):
 
     device: str = "auto"
     """`auto` is cuda where there is one, else cpu."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     torch_threads: PositiveInt = 1
     """Intra-op threads of torch on the CPU."""
 
@@ -44,7 +52,7 @@ class ClipOptions(TorchOptions):
     """A CLIPModel folder, or the id of a model on the Hugging Face hub."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
-    preprocessing: Literal["openai", "transformers"] = "openai"
+    preprocessing: Preprocessing = "openai"
 
 
 class AestheticOptions(TorchOptions):
@@ -58,7 +66,7 @@ class AestheticOptions(TorchOptions):
     """Folder or hub id with the predictor's weights; their author publishes them on GitHub."""
     head_file: str = "sac+logos+ava1-l14-linearMSE.pth"
     head_revision: str | None = None
-    preprocessing: Literal["openai", "transformers"] = "openai"
+    preprocessing: Preprocessing = "openai"
 
 
 class PickScoreOptions(TorchOptions):
@@ -71,7 +79,7 @@ class PickScoreOptions(TorchOptions):
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     """Folder or hub id with the tokenizer and the normalisation."""
     processor_revision: str | None = None
-    preprocessing: Literal["openai", "transformers"] = "transformers"
+    preprocessing: Preprocessing = "transformers"
 
 
 class Hpsv2Options(TorchOptions):
@@ -91,7 +99,10 @@ class Hpsv2Options(TorchOptions):
 
 
 class ImageRewardOptions(TorchOptions):
-    """Options of the `image_reward` scorer."""
+    """Options of the `image_reward` scorer.
+
+    Half precision costs: of the golden scores, float16 moves half by more than 0.005, bfloat16 by 0.04.
+    """
 
     folders = ("model",)
 
@@ -99,8 +110,6 @@ class ImageRewardOptions(TorchOptions):
     """A folder with ImageReward.pt, med_config.json and perhaps vocab.txt, or a hub id."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; the official one is pinned without it."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Half precision costs: of the golden scores, float16 moves half by more than 0.005, bfloat16 by 0.04."""
 
 
 class CompositionalOptions(TorchOptions):

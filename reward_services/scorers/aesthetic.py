@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reward_services.options import Preprocessing
 from reward_services.schema import Modality, Score
-from reward_services.scorers.clip_features import CLIP_FILES, ImageTower, Placement, load_clip
-from reward_services.scorers.preprocessing import Preprocessing, cropped
+from reward_services.scorers.clip_features import CLIP_FILES, ImageTower, load_clip
+from reward_services.scorers.placement import Placement
+from reward_services.scorers.preprocessing import cropped
 from reward_services.scorers.scorer import Pixels, Scorer, finite_score
 from reward_services.scorers.weights import check_weights, digest, local_folder, matching, read_weights
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, Unpack
 
-from reward_services.scorers.clip_features import CLIP_FILES, ImageTower, Placement, TextTower, load_clip
+from reward_services.options import Preprocessing
+from reward_services.scorers.clip_features import CLIP_FILES, ImageTower, TextTower, load_clip
 from reward_services.scorers.cosine import CosineScorer
-from reward_services.scorers.preprocessing import Preprocessing, cropped
+from reward_services.scorers.placement import Placement
+from reward_services.scorers.preprocessing import cropped
 from reward_services.scorers.weights import digest, local_folder, matching
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from reward_services.errors import ConfigInvalid
+from reward_services.scorers.placement import Placement, placed
+from reward_services.scorers.preprocessing import CLIP_MEAN, CLIP_STD, normalised
 from reward_services.scorers.weights import check_weights, read_json, read_weights
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 TokenIds = tuple[int, ...]
 """Token ids without padding, the end-of-text token last."""
 
@@ -42,18 +43,8 @@ CLIP_FILES = (
 )
 """All of a CLIPModel folder that is read."""
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 _INDEX_BUFFER = "embeddings.position_ids"
-
-
-class Placement(TypedDict, total=False):
-    """Where a model runs and in which numbers."""
-
-    device: str
-    """`auto`, the default, is cuda where there is one, else cpu."""
-    dtype: Dtype
 
 
 class Architecture(NamedTuple):
@@ -67,20 +58,19 @@ class ImageTower:
     """The vision half of a `CLIPModel`; `folder` states its normalisation, or CLIP's own is meant."""
 
     def __init__(self, model: Any, folder: Path, **placement: Unpack[Placement]) -> None:
-        self.device, self.dtype = _placed(placement)
+        self.device, self.dtype = placed(**placement)
         self.side: int = model.config.vision_config.image_size
         self.projection = model.visual_projection.to(self.device, self.dtype)
         self._transformer = model.vision_model.to(self.device, self.dtype)
         path = folder / "preprocessor_config.json"
         stated = read_json(path) if path.is_file() else {}
-        self._mean = torch.tensor(stated.get("image_mean", _MEAN), device=self.device)
-        self._std = torch.tensor(stated.get("image_std", _STD), device=self.device)
+        self._mean = torch.tensor(stated.get("image_mean", CLIP_MEAN), device=self.device)
+        self._std = torch.tensor(stated.get("image_std", CLIP_STD), device=self.device)
 
     def features(self, pictures: Sequence[NDArray[Any]]) -> Tensor:
         """(N, D) features of N pictures (S, S, 3): uint8, or floats of 0 to 1."""
         pixels_NSS3 = torch.from_numpy(np.stack(pictures)).to(self.device)
-        unit = pixels_NSS3.float() / 255 if pixels_NSS3.dtype == torch.uint8 else pixels_NSS3
-        normal = ((unit - self._mean) / self._std).permute(0, 3, 1, 2).to(self.dtype)
+        normal = normalised(pixels_NSS3, self._mean, self._std).to(self.dtype)
         return _unit(self.projection(self._transformer(pixel_values=normal).pooler_output))
 
 
@@ -98,7 +88,7 @@ class TextTower:
         clean: Callable[[str], str] = str,
         **placement: Unpack[Placement],
     ) -> None:
-        self.device, self.dtype = _placed(placement)
+        self.device, self.dtype = placed(**placement)
         self.projection = model.text_projection.to(self.device, self.dtype)
         self._transformer = model.text_model.to(self.device, self.dtype)
         self._positions: int = model.config.text_config.max_position_embeddings
@@ -177,13 +167,6 @@ def _tokenizer(folder: Path, vocabulary: int) -> Any:
             "name the processor that the model was trained with"
         )
     return tokenizer
-
-
-def _placed(placement: Placement) -> tuple[torch.device, torch.dtype]:
-    device = placement.get("device", "auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device), getattr(torch, placement.get("dtype", "float32"))
 
 
 def _unit(features: Tensor) -> Tensor:

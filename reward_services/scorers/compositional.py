@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reward_services.errors import ConfigInvalid
+from reward_services.options import Dtype
 from reward_services.schema import Score
-from reward_services.scorers.image_reward import Dtype, ImageRewardItem, ImageRewardScorer
+from reward_services.scorers.image_reward import ImageRewardItem, ImageRewardScorer
 from reward_services.scorers.scorer import Pixels, Scorer, finite_score
 from reward_services.scorers.weights import digest
 

@@ -12,13 +12,13 @@ from typing import ClassVar, Unpack
 from reward_services.scorers.clip_features import (
     PROCESSOR_FILES,
     ImageTower,
-    Placement,
     TextTower,
     clip_of,
     read_architecture,
 )
 from reward_services.scorers.cosine import CosineScorer
 from reward_services.scorers.open_clip import cleaned, clip_weights
+from reward_services.scorers.placement import Placement
 from reward_services.scorers.preprocessing import letterboxed
 from reward_services.scorers.weights import digest, local_folder, matching, read_weights
 

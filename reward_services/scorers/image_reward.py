@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BertTokenizer
 
 from reward_services.errors import ConfigInvalid
+from reward_services.options import Dtype
 from reward_services.schema import Score
 from reward_services.scorers.image_reward_checkpoint import MAX_TOKENS, load_network
-from reward_services.scorers.preprocessing import cropped
+from reward_services.scorers.placement import placed
+from reward_services.scorers.preprocessing import CLIP_MEAN, CLIP_STD, cropped, normalised
 from reward_services.scorers.scorer import Pixels, Scorer, finite_score
 from reward_services.scorers.weights import digest, local_folder
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 _CHECKPOINT, _MED_CONFIG, _VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
 _BERT = "google-bert/bert-base-uncased"
@@ -35,8 +35,6 @@ _PINNED = {
     "zai-org/ImageReward": "5736be03b2652728fb87788c9797b0570450ab72",
     _BERT: "86b5e0934494bd15c9632b12f734a8a67f723594",
 }
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageRewardItem(NamedTuple):
@@ -61,13 +59,12 @@ class ImageRewardScorer(Scorer[ImageRewardItem, float]):
     ) -> None:
         folder = local_folder(model, revision or _PINNED.get(model), (_CHECKPOINT, _MED_CONFIG, _VOCABULARY))
         files = folder / _CHECKPOINT, folder / _MED_CONFIG, _vocabulary(folder)
-        self._device = torch.device(_default_device() if device == "auto" else device)
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._device, self._dtype = placed(device, dtype)
         self._network = load_network(*files[:2], device=self._device, dtype=self._dtype)
         self._tokenizer = _tokenizer(files[2], self._network.vocabulary)
         self._token_ids = lru_cache(maxsize=8192)(self._tokenised)
-        self._mean = torch.tensor(_MEAN, device=self._device)
-        self._std = torch.tensor(_STD, device=self._device)
+        self._mean = torch.tensor(CLIP_MEAN, device=self._device)
+        self._std = torch.tensor(CLIP_STD, device=self._device)
         self.side = self._network.side
         self.revision = digest(files, dtype)
 
@@ -94,8 +91,8 @@ class ImageRewardScorer(Scorer[ImageRewardItem, float]):
         return finite_score(raw)
 
     def _image_tokens(self, pixels_ISS3: NDArray[np.uint8]) -> Tensor:
-        unit = torch.from_numpy(pixels_ISS3).to(self._device).float() / 255
-        normal_I3SS = ((unit - self._mean) / self._std).permute(0, 3, 1, 2).to(self._dtype)
+        pixels = torch.from_numpy(pixels_ISS3).to(self._device)
+        normal_I3SS = normalised(pixels, self._mean, self._std).to(self._dtype)
         return self._network.image_tokens(normal_I3SS)
 
     def _tokenised(self, prompt: str) -> tuple[int, ...]:
@@ -126,7 +123,3 @@ def _tokenizer(path: Path, size: int) -> Any:
             f"{path} makes {len(tokenizer)} tokens, the network knows {size}; use the one it was trained with"
         )
     return tokenizer
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

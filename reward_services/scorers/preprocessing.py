@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from reward_services.errors import ImageInvalid
 from reward_services.images import check_array
+from reward_services.options import Preprocessing
 from reward_services.scorers.scorer import Pixels
 
-Preprocessing = Literal["openai", "transformers"]
-"""Which image transform to equal.
-
-openai: openai/CLIP's (resized in the image's own mode, corner of the crop rounded), as in most CLIP rewards.
-transformers: `CLIPImageProcessor`'s (RGB first, corner floored). Odd margins and non-RGB images show it.
-"""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _MAX_RESIZED_PIXELS = 2**25
 
@@ -66,6 +62,12 @@ def letterboxed(image: Pixels, side: int, *, antialias: bool) -> NDArray[np.floa
     top, left = (side - rows) // 2, (side - columns) // 2
     boxed_SS3[top : top + rows, left : left + columns] = resized_HW3.numpy()
     return boxed_SS3
+
+
+def normalised(pixels_NSS3: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(N, S, S, 3) pixels, uint8 or floats of 0 to 1, as a model takes them: (N, 3, S, S) float32."""
+    unit = pixels_NSS3.float() / 255 if pixels_NSS3.dtype == torch.uint8 else pixels_NSS3
+    return ((unit - mean) / std).permute(0, 3, 1, 2)
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:

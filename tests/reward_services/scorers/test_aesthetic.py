@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from reward_services import ConfigInvalid
+from reward_services.options import Preprocessing
 from reward_services.scorers.aesthetic import AestheticScorer
-from reward_services.scorers.preprocessing import Preprocessing
 
 Draw = Callable[..., list[Any]]
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"

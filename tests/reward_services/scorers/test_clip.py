@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import CLIPModel
 
 from reward_services import ConfigInvalid
+from reward_services.options import Preprocessing
 from reward_services.scorers.clip import ClipScorer
-from reward_services.scorers.preprocessing import Preprocessing
 
 Draw = Callable[..., list[Any]]
 CONVENTIONS: list[Preprocessing] = ["openai", "transformers"]

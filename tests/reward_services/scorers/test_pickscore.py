@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from reward_services import ConfigInvalid
+from reward_services.options import Preprocessing
 from reward_services.scorers.pickscore import PickScoreScorer
-from reward_services.scorers.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
