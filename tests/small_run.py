@@ -1,7 +1,6 @@
 """A run small enough for a test: its files and settings, real scorers in this process, ranks over gloo."""
 
 import json
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 
 from reward_services import Score
 from reward_services.scorers import SCORERS
+from tests.ports import free_port
 from trainer.config import ModelConfig, TrainConfig, load_config
 from trainer.policy import Policy
 from trainer.ranks import Ranks
@@ -127,10 +127,7 @@ def relative_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tenso
 
 def in_two_ranks(work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(ranks, *arguments)` in two processes that are connected by gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_ranked, args=(port, work, arguments), nprocs=2)
+    spawn(_ranked, args=(free_port(), work, arguments), nprocs=2)
 
 
 def stop_at(folder: RunFolder) -> None:

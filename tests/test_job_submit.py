@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -13,19 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.ports import free_port
 from tests.small_run import settings
 from tests.tiny import write_pipeline
 from trainer.cli import main
 
 BIN = Path(sys.executable).parent
 PATIENCE_S = 400
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-    return number
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The `rewards` command without a cluster: what it prints; every failure is one line and exit code 2."""
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from reward_services.config import Http
 from reward_services.keys import Keys, new_key, parse_keys
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +100,7 @@ def test_the_key_of_a_server_comes_from_the_environment(
 
 @pytest.mark.slow
 def test_serve_until_stopped(tmp_path: Path, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = tmp_path / "rewards.yaml"
     config.write_text(f"rewards: {{jpeg: {{scorer: jpeg, num_cpus: 0.1}}}}\nhttp: {{port: {port}}}\n")
     command = [sys.executable, "-m", "reward_services", "serve", str(config)]

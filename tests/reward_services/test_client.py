@@ -1,7 +1,6 @@
 """Both clients against the real application: the same scores, typed errors, deadlines and retries."""
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from reward_services.config import Http
 from reward_services.keys import new_key
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
+from tests.ports import free_port
 
 Draw = Callable[..., list[Any]]
 
@@ -146,10 +146,10 @@ def test_a_key_goes_with_every_request(moody: Callable[..., tuple[str, list[str]
 
 
 def test_nobody_there() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with RewardClient(url, retries=1) as client, pytest.raises(ServerUnreachable, match="is it running"):
+    with (
+        RewardClient(f"http://127.0.0.1:{free_port()}", retries=1) as client,
+        pytest.raises(ServerUnreachable, match="is it running"),
+    ):
         client.describe()
 
 

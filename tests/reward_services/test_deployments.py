@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from reward_services.deployments import ServeRewards, connect, deploy
 from reward_services.keys import new_key
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
+from tests.ports import free_port
 from trainer.coordinator import Coordinator, Pace
 
 Draw = Callable[..., list[Any]]
@@ -47,10 +47,7 @@ def configuration(model: str, port: int, keys: Path) -> ServicesConfig:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-    return number
+    return free_port()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Two processes over gloo do what one does over the whole batch; one rank alone changes nothing."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from tests.ports import free_port
 from trainer.ranks import Halted, Ranks
 
 
@@ -83,10 +83,7 @@ def report(rank: int, port: int, folder: Path) -> None:
 
 
 def test_two_ranks_act_as_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(report, (port, tmp_path), nprocs=2)
+    spawn(report, (free_port(), tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1))
     assert (first.pop("is_main"), second.pop("is_main")) == (True, False)
     assert first == second
