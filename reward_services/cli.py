@@ -14,7 +14,7 @@ from typing import get_args
 from reward_services.client import DEFAULT_URL, RewardClient
 from reward_services.config import load_config
 from reward_services.errors import RewardError
-from reward_services.keys import new_key
+from reward_services.http.keys import new_key
 from reward_services.schema import Lane, Score
 
 

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from reward_services.errors import ConfigInvalid
-from reward_services.keys import ENVIRONMENT, NO_KEYS, is_loopback
+from reward_services.http.keys import ENVIRONMENT, NO_KEYS, is_loopback
 from reward_services.options import (
     AestheticOptions,
     ClipOptions,
@@ -153,7 +153,7 @@ class Http(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     keys: str = NO_KEYS
-    """A file of keys (see reward_services/keys.py), `env:VARIABLE`, or `none`: on a loopback host only."""
+    """A file of keys (see http/keys.py), `env:VARIABLE`, or `none`: on a loopback host only."""
     request_timeout_s: PositiveFloat = 150.0
     num_replicas: PositiveInt = 1
     num_cpus: NonNegativeFloat = 0.1

@@ -22,7 +22,6 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from reward_services.app import create_app
 from reward_services.config import Batch, Http, Reward, ServicesConfig
 from reward_services.diagnosis import failure_among, first_line
 from reward_services.errors import (
@@ -35,6 +34,7 @@ from reward_services.errors import (
     RewardNotReady,
 )
 from reward_services.fingerprint import fingerprint
+from reward_services.http.app import create_app
 from reward_services.images import packed
 from reward_services.pipeline import Call, Pipeline
 from reward_services.rewards import check_batch, check_known

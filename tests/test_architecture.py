@@ -18,10 +18,10 @@ HOMES = {
     "ray": {"trainer/cluster.py", "reward_services/deployments.py"},
     "diffusers": {"trainer/policy.py"},
     "peft": {"trainer/policy.py"},
-    "fastapi": {"reward_services/app.py"},
+    "fastapi": {"reward_services/http/app.py"},
     "httpx": {"reward_services/client.py"},
-    "prometheus_client": {"reward_services/metrics.py"},
-    "python_multipart": {"reward_services/multipart.py"},
+    "prometheus_client": {"reward_services/http/metrics.py"},
+    "python_multipart": {"reward_services/http/multipart.py"},
     # The modules that need a cluster; the command lines import them inside the function that starts one.
     "trainer.cluster": {"trainer/cli.py"},
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reward_services.app import create_app
 from reward_services.cli import main
 from reward_services.config import Http
-from reward_services.keys import Keys, new_key, parse_keys
+from reward_services.http.app import create_app
+from reward_services.http.keys import Keys, new_key, parse_keys
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
 from tests.ports import free_port

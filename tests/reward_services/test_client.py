@@ -20,9 +20,9 @@ from reward_services import (
     Score,
     ServerUnreachable,
 )
-from reward_services.app import create_app
 from reward_services.config import Http
-from reward_services.keys import new_key
+from reward_services.http.app import create_app
+from reward_services.http.keys import new_key
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
 from tests.ports import free_port

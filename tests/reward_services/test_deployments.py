@@ -19,7 +19,7 @@ from ray import serve
 from reward_services import AsyncRewardClient, RewardNotReady, RewardUnknown, Score
 from reward_services.config import ServicesConfig
 from reward_services.deployments import ServeRewards, connect, deploy
-from reward_services.keys import new_key
+from reward_services.http.keys import new_key
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
 from tests.ports import free_port

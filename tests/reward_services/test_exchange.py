@@ -137,7 +137,7 @@ def test_the_body_is_a_form_of_the_request_and_its_images() -> None:
     from collections.abc import AsyncIterator
 
     from reward_services import Limits
-    from reward_services.bodies import read_body
+    from reward_services.http.bodies import read_body
 
     async def chunks() -> AsyncIterator[bytes]:
         yield call.body(1.5) or b""

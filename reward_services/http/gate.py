@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from reward_services.body_guard import App, Receive, Send
 from reward_services.errors import PROBLEM_PREFIX, KeyInvalid, NotPermitted, RewardError
-from reward_services.keys import ANYONE, Caller, Keys, is_loopback
-from reward_services.problems import refusal
+from reward_services.http.body_guard import App, Receive, Send
+from reward_services.http.keys import ANYONE, Caller, Keys, is_loopback
+from reward_services.http.problems import refusal
 
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/redoc"})
 """Routes that answer anyone, as problem types do: probes carry no keys, the documentation holds no data."""

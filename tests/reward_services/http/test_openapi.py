@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 
 from reward_services import Problem, ScoreRequest
-from reward_services.app import create_app
 from reward_services.errors import ERRORS
-from reward_services.openapi import EXAMPLE
+from reward_services.http.app import create_app
+from reward_services.http.openapi import EXAMPLE
 from reward_services.scorers.jpeg import JpegScorer
 
 

@@ -14,8 +14,8 @@ import uuid
 from collections.abc import MutableMapping
 from typing import Any
 
-from reward_services.body_guard import App, Message, Receive, Send
-from reward_services.metrics import Metrics
+from reward_services.http.body_guard import App, Message, Receive, Send
+from reward_services.http.metrics import Metrics
 
 HEADER = b"x-request-id"
 

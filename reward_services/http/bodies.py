@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from reward_services.errors import RequestInvalid, RequestMalformed, RewardError, TooLarge
+from reward_services.http.multipart import REQUEST, Form, Part, read_form
 from reward_services.images import Attachment
-from reward_services.multipart import REQUEST, Form, Part, read_form
 from reward_services.schema import FormItem, FormRequest, ImageRef, InvalidField, Limits, ScoreRequest
 
 _MOST_FIELDS = 20

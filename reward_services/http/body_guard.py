@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from reward_services.errors import BodyTimeout, MediaTypeUnsupported, RewardError, TooLarge
-from reward_services.problems import refusal
+from reward_services.http.problems import refusal
 from reward_services.schema import Limits
 
 Message = MutableMapping[str, Any]

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_services.bodies import Asked
 from reward_services.errors import DeadlineExceeded, RewardError, TooLarge, error_from
+from reward_services.http.bodies import Asked
+from reward_services.http.keys import Caller
+from reward_services.http.lanes import Lanes
+from reward_services.http.metrics import Metrics
+from reward_services.http.quota import Quotas
 from reward_services.images import Attachment, decode, read
-from reward_services.keys import Caller
-from reward_services.lanes import Lanes
-from reward_services.metrics import Metrics
-from reward_services.quota import Quotas
 from reward_services.rewards import Rewards, check_known
 from reward_services.schema import (
     FormRequest,

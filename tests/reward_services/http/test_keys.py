@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reward_services import ConfigInvalid, NotPermitted
-from reward_services.keys import Caller, KeyFile, Keys, is_loopback, new_key, open_keys, parse_keys
+from reward_services.http.keys import Caller, KeyFile, Keys, is_loopback, new_key, open_keys, parse_keys
 
 
 def line(name: str, key: str, more: str = "") -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reward_services import KeyInvalid, Overloaded, ReplicaFailed, RewardError, TooLarge
-from reward_services.problems import refusal
+from reward_services.http.problems import refusal
 
 SCOPE = {"type": "http", "state": {"request_id": "r1"}}
 

@@ -13,7 +13,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from reward_services.errors import PROBLEM_PREFIX
-from reward_services.lanes import Lanes
+from reward_services.http.lanes import Lanes
 from reward_services.schema import Lane, ScoredItem
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"

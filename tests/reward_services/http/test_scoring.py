@@ -17,15 +17,15 @@ from reward_services import (
     ScoreResponse,
     TooLarge,
 )
-from reward_services.bodies import Asked
+from reward_services.http.bodies import Asked
+from reward_services.http.keys import ANYONE, Caller
+from reward_services.http.lanes import Lanes
+from reward_services.http.metrics import Metrics
+from reward_services.http.quota import Quotas
+from reward_services.http.scoring import Scoring, decode_all
 from reward_services.images import attach
-from reward_services.keys import ANYONE, Caller
-from reward_services.lanes import Lanes
-from reward_services.metrics import Metrics
-from reward_services.quota import Quotas
 from reward_services.schema import FormItem, FormRequest, PartRef, ScoreOptions
 from reward_services.scorers.jpeg import JpegScorer
-from reward_services.scoring import Scoring, decode_all
 
 Draw = Callable[..., list[Any]]
 

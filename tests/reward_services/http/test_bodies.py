@@ -17,7 +17,7 @@ from reward_services import (
     RewardError,
     TooLarge,
 )
-from reward_services.bodies import Asked, read_body
+from reward_services.http.bodies import Asked, read_body
 from reward_services.images import Attachment
 
 LIMITS = Limits(max_image_bytes=100)

@@ -14,21 +14,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from reward_services.bodies import invalid, read_body
-from reward_services.body_guard import BodyGuard
 from reward_services.config import Http
 from reward_services.errors import ERRORS, PROBLEM_PREFIX, ReplicaFailed, RewardError, RewardNotReady
-from reward_services.gate import Gate
-from reward_services.keys import open_keys
-from reward_services.lanes import Lanes
-from reward_services.metrics import MEDIA_TYPE, Metrics
-from reward_services.openapi import SCORES, complete
-from reward_services.problems import refusal, written
-from reward_services.quota import Quotas
-from reward_services.request_log import RequestLog
+from reward_services.http.bodies import invalid, read_body
+from reward_services.http.body_guard import BodyGuard
+from reward_services.http.gate import Gate
+from reward_services.http.keys import open_keys
+from reward_services.http.lanes import Lanes
+from reward_services.http.metrics import MEDIA_TYPE, Metrics
+from reward_services.http.openapi import SCORES, complete
+from reward_services.http.problems import refusal, written
+from reward_services.http.quota import Quotas
+from reward_services.http.request_log import RequestLog
+from reward_services.http.scoring import Scoring
 from reward_services.rewards import Rewards, check_known
 from reward_services.schema import Limits, Problem, RewardInfo, RewardList, ScoreResponse
-from reward_services.scoring import Scoring
 
 
 class Api(FastAPI):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from reward_services import Limits, RequestMalformed, TooLarge
-from reward_services.multipart import Form, Part, read_form
+from reward_services.http.multipart import Form, Part, read_form
 
 LIMITS = Limits(max_items=3, max_image_bytes=100, max_image_pixels=50)
 RAW = "application/octet-stream"

@@ -15,9 +15,9 @@ from reward_services.errors import (
     RewardError,
     ServerUnreachable,
 )
-from reward_services.gate import is_open
-from reward_services.multipart import REQUEST
-from reward_services.problems import PROBLEM_MEDIA_TYPE
+from reward_services.http.gate import is_open
+from reward_services.http.multipart import REQUEST
+from reward_services.http.problems import PROBLEM_MEDIA_TYPE
 from reward_services.schema import (
     FormItem,
     FormRequest,

@@ -3,7 +3,7 @@
 import pytest
 
 from reward_services import QuotaExceeded, TooLarge
-from reward_services.quota import Quotas
+from reward_services.http.quota import Quotas
 
 
 class Clock:

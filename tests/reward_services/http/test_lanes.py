@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reward_services import Overloaded
-from reward_services.lanes import Lanes
+from reward_services.http.lanes import Lanes
 from reward_services.schema import Lane
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from reward_services.keys import Caller
-from reward_services.lanes import Lanes
-from reward_services.metrics import Metrics
-from reward_services.request_log import RequestLog
+from reward_services.http.keys import Caller
+from reward_services.http.lanes import Lanes
+from reward_services.http.metrics import Metrics
+from reward_services.http.request_log import RequestLog
 
 
 async def teapot(scope: Any, receive: Any, send: Any) -> None:

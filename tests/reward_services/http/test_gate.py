@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from reward_services.app import create_app
 from reward_services.config import Http
-from reward_services.gate import Gate
-from reward_services.keys import Key, Keys, new_key
+from reward_services.http.app import create_app
+from reward_services.http.gate import Gate
+from reward_services.http.keys import Key, Keys, new_key
 from reward_services.scorers.jpeg import JpegScorer
 
 KEYS = Keys([Key(name="alice", sha256=hashlib.sha256(b"rk_a").hexdigest(), lane="train")])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from reward_services import BodyTimeout, Limits, TooLarge
-from reward_services.app import create_app
-from reward_services.body_guard import BodyGuard
+from reward_services.http.app import create_app
+from reward_services.http.body_guard import BodyGuard
 from reward_services.scorers.jpeg import JpegScorer
 
 LIMITS = Limits(max_body_bytes=1000, body_timeout_s=0.2)

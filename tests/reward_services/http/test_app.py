@@ -22,7 +22,7 @@ from reward_services import (
     Score,
     ScoreRequest,
 )
-from reward_services.app import create_app
+from reward_services.http.app import create_app
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer

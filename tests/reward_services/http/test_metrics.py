@@ -8,9 +8,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from reward_services import ImageInvalid, Score, ScoredItem
-from reward_services.app import create_app
-from reward_services.lanes import Lanes
-from reward_services.metrics import Metrics
+from reward_services.http.app import create_app
+from reward_services.http.lanes import Lanes
+from reward_services.http.metrics import Metrics
 from reward_services.scorers.jpeg import JpegScorer
 
 Samples = dict[tuple[str, tuple[str, ...]], float]

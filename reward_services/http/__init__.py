@@ -1,0 +1,1 @@
+"""The HTTP API over any `Rewards`; it knows nothing of Ray."""
