@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -34,9 +35,13 @@ from reward_services.options import (
     ImageRewardOptions,
     JpegOptions,
     PickScoreOptions,
+    ScorerOptions,
     VerifierOptions,
 )
 from reward_services.schema import Limits
+
+Name = TypeVar("Name", bound=str)
+Options = TypeVar("Options", bound=ScorerOptions)
 
 
 class _Section(BaseModel):
@@ -56,8 +61,20 @@ class Autoscaling(_Section):
     """Replicas that follow the number of calls under way."""
 
     min_replicas: int = Field(default=1, ge=0)
+    """0: the last replica goes when nothing was asked for a while; the next request starts one."""
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat = 16.0
+    """Calls under way per replica; more of them start another."""
+    upscale_delay_s: NonNegativeFloat = 30.0
+    downscale_delay_s: NonNegativeFloat = 600.0
+    downscale_to_zero_delay_s: NonNegativeFloat | None = None
+    """For the last replica; by default as for the others."""
+
+    @model_validator(mode="after")
+    def _some_at_most(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas must be at most max_replicas")
+        return self
 
 
 class _Deployed(_Section):
@@ -77,73 +94,29 @@ class _Deployed(_Section):
     health_check_timeout_s: PositiveFloat = 60.0
 
 
-class ClipReward(_Deployed):
-    """A reward scored by `clip`."""
+class _Scored(_Deployed, Generic[Name, Options]):
+    scorer: Name
+    options: Options
 
-    scorer: Literal["clip"]
-    options: ClipOptions
-
-
-class JpegReward(_Deployed):
-    """A reward scored by `jpeg`."""
-
-    scorer: Literal["jpeg"]
-    options: JpegOptions = JpegOptions()
-
-
-class VerifierReward(_Deployed):
-    """A reward scored by `verifier`."""
-
-    scorer: Literal["verifier"]
-    options: VerifierOptions = VerifierOptions()
-
-
-class AestheticReward(_Deployed):
-    """A reward scored by `aesthetic`."""
-
-    scorer: Literal["aesthetic"]
-    options: AestheticOptions
-
-
-class PickScoreReward(_Deployed):
-    """A reward scored by `pickscore`."""
-
-    scorer: Literal["pickscore"]
-    options: PickScoreOptions = PickScoreOptions()
-
-
-class Hpsv2Reward(_Deployed):
-    """A reward scored by `hpsv2`."""
-
-    scorer: Literal["hpsv2"]
-    options: Hpsv2Options = Hpsv2Options()
-
-
-class ImageRewardReward(_Deployed):
-    """A reward scored by `image_reward`."""
-
-    scorer: Literal["image_reward"]
-    options: ImageRewardOptions = ImageRewardOptions()
-
-
-class CompositionalReward(_Deployed):
-    """A reward scored by `compositional`."""
-
-    scorer: Literal["compositional"]
-    options: CompositionalOptions
+    @model_validator(mode="before")
+    @classmethod
+    def _options_may_be_left_out(cls, given: Any) -> Any:
+        return {"options": {}, **given} if isinstance(given, dict) else given
 
 
 Reward = Annotated[
-    ClipReward
-    | JpegReward
-    | VerifierReward
-    | AestheticReward
-    | PickScoreReward
-    | Hpsv2Reward
-    | ImageRewardReward
-    | CompositionalReward,
+    _Scored[Literal["aesthetic"], AestheticOptions]
+    | _Scored[Literal["clip"], ClipOptions]
+    | _Scored[Literal["compositional"], CompositionalOptions]
+    | _Scored[Literal["hpsv2"], Hpsv2Options]
+    | _Scored[Literal["image_reward"], ImageRewardOptions]
+    | _Scored[Literal["jpeg"], JpegOptions]
+    | _Scored[Literal["pickscore"], PickScoreOptions]
+    | _Scored[Literal["verifier"], VerifierOptions],
     Field(discriminator="scorer"),
 ]
+"""A reward: which scorer, told what, and how it is deployed."""
+REWARD: TypeAdapter[Reward] = TypeAdapter(Reward)
 RewardName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
@@ -218,11 +191,15 @@ def load_config(path: str | Path) -> ServicesConfig:
         raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return _with_folders(checked(content, str(path)), path.resolve().parent)
+
+
+def checked(content: Any, source: str) -> ServicesConfig:
+    """A configuration from what a file held; raises `ConfigInvalid` that names the `source`."""
     try:
-        config = ServicesConfig.model_validate(content)
+        return ServicesConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigInvalid(f"{path}: {_explained(error)}") from error
-    return _with_folders(config, path.resolve().parent)
+        raise ConfigInvalid(f"{source}: {_explained(error)}") from error
 
 
 def _with_folders(config: ServicesConfig, folder: Path) -> ServicesConfig:

@@ -1,4 +1,4 @@
-"""RAY. Scorers as batched Serve deployments, the HTTP ingress before them, and `Rewards` over their handles.
+"""RAY. Rewards on a cluster: one Serve deployment per reward, and the HTTP ingress before them.
 
 HTTP ──▶ ingress (decodes) ──┐                        ┌──▶ preference: @serve.batch ─▶ scorer
                              ├─▶ ServeRewards ────────┼──▶ clip:       @serve.batch ─▶ scorer
@@ -7,190 +7,37 @@ coordinator, in the cluster ─┘   one ray.put a call   └──▶ ...      
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
-from reward_services.config import Batch, Http, Reward, ServicesConfig
+from reward_services.config import Http, Reward, ServicesConfig, checked
 from reward_services.diagnosis import failure_among, first_line
-from reward_services.errors import (
-    ConfigInvalid,
-    DeadlineExceeded,
-    Overloaded,
-    ReplicaFailed,
-    ReplicaLost,
-    RewardError,
-    RewardNotReady,
-)
-from reward_services.fingerprint import fingerprint
-from reward_services.http.app import create_app
-from reward_services.images import packed
-from reward_services.pipeline import Call, Pipeline
-from reward_services.rewards import check_batch, check_known
-from reward_services.schema import RewardInfo, Score
-from reward_services.scorers import SCORERS
-
-APPLICATION = "rewards"
+from reward_services.errors import ConfigInvalid, RewardNotReady
+from reward_services.fingerprint import fingerprint, of_code, of_files
+from reward_services.handles import APPLICATION, ServeRewards
+from reward_services.replicas import Ingress, RewardReplica
 
 _INGRESS = "_ingress"  # no reward can have this name
-_FRESH_S, _DESCRIBE_TIMEOUT_S, _POLL_S = 5.0, 2.0, 0.2
+_MADE_OF_TIMEOUT_S, _POLL_S = 2.0, 0.2
 _QUEUES = {"max_ongoing_requests", "max_queued_requests"}
 _HEALTH = {"health_check_period_s", "health_check_timeout_s"}
 
 
-def _count_images(calls: list[Call]) -> int:
-    """The size of a batch. An exception in here would hang the replica (ray#66140): nothing here raises."""
-    return sum(len(call.prompts) for call in calls)
+def application(args: dict[str, Any]) -> serve.Application:
+    """What a Serve configuration file imports: `args` hold what a rewards.yaml would.
 
-
-class RewardReplica:
-    """One replica of one reward: any scorer, batched across callers, with a health check that scores."""
-
-    def __init__(self, name: str, reward: Reward) -> None:
-        self._name = name
-        self._batch = reward.batch
-        self._scorer = SCORERS[reward.scorer](**reward.options.model_dump())
-        self._pipeline = Pipeline(self._scorer)
-
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Change the batching of a running replica."""
-        self._batch = Batch.model_validate(user_config)
-        batched: Any = self._score_batch
-        batched.set_max_batch_size(self._batch.max_images)
-        batched.set_batch_wait_timeout_s(self._batch.wait_ms / 1000)
-
-    async def check_health(self) -> None:
-        """Called by Serve; a replica that raises here three times in a row is replaced."""
-        await self._pipeline.check()
-
-    async def describe(self) -> RewardInfo:
-        """What is served here."""
-        return self._scorer.describe(self._name, max_items=self._batch.max_images)
-
-    async def score(
-        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
-    ) -> list[Score]:
-        """One score per image, in order; what is not begun within the deadline is not scored."""
-        call = Call(images, prompts, expires=time.monotonic() + deadline_s)
-        batched: Any = self._score_batch
-        answers = await asyncio.gather(*(batched(part) for part in call.split(self._batch.max_images)))
-        return [score for answer in answers for score in answer]
-
-    @serve.batch(max_concurrent_batches=2, batch_size_fn=_count_images)
-    async def _score_batch(self, calls: list[Call]) -> list[list[Score]]:
-        return await self._pipeline.score(calls)
-
-
-@serve.ingress()
-class Ingress:
-    """The HTTP application in a replica: it decodes, and passes arrays on to the rewards' handles."""
-
-    def __init__(self, handles: Mapping[str, Any], config: ServicesConfig, made_of: str) -> None:
-        logging.getLogger("reward_services").handlers = logging.getLogger("ray.serve").handlers
-        logging.getLogger("reward_services").setLevel(logging.INFO)
-        self._app = create_app(ServeRewards(handles), limits=config.limits, http=config.http, echo_ids=False)
-        self._made_of = made_of
-
-    def __serve_build_asgi_app__(self) -> Any:
-        return self._app
-
-    async def made_of(self) -> str:
-        """The fingerprint of the configuration that is served."""
-        return self._made_of
-
-
-class ServeRewards:
-    """`Rewards` by Serve handles. It can be sent to other processes of the cluster.
-
-    A reward that fails as a whole (dead, overloaded, late) gives failed scores; those of the others stand.
+    Raises:
+        ConfigInvalid: a value is wrong; one line that says where and what to do.
     """
-
-    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
-        self._handles = dict(handles)
-        self._known: dict[str, RewardInfo] = {}
-        self._asked_at = -float("inf")
-
-    async def describe(self) -> list[RewardInfo]:
-        """Every reward, at most 5 s old; one that does not answer is as last known, but not ready."""
-        if time.monotonic() - self._asked_at > _FRESH_S or len(self._known) < len(self._handles):
-            answers = await asyncio.gather(*(self._described(name) for name in self._handles))
-            self._known = {info.id: info for info in answers}
-            self._asked_at = time.monotonic()
-        return list(self._known.values())
-
-    async def score(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        prompts: Sequence[str],
-        *,
-        rewards: Sequence[str],
-        deadline_s: float,
-    ) -> dict[str, list[Score]]:
-        """As `Rewards.score`: the images are put into the object store once, for all rewards."""
-        check_batch(images, prompts)
-        check_known(rewards, self._handles)
-        reference = ray.put(packed(images))
-        scores = await asyncio.gather(
-            *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
-        )
-        return dict(zip(rewards, scores, strict=True))
-
-    async def _described(self, name: str) -> RewardInfo:
-        try:
-            response = self._handles[name].describe.remote()
-            info: RewardInfo = await _answer(name, response, _DESCRIBE_TIMEOUT_S)
-        except RewardError as error:
-            if name not in self._known:
-                raise RewardNotReady(f"reward {name} does not answer yet: {error}") from error
-            return self._known[name].model_copy(update={"ready": False})
-        return info
-
-    async def _scored(self, name: str, images: Any, prompts: list[str], deadline_s: float) -> list[Score]:
-        try:
-            response = self._handles[name].score.remote(images, prompts, deadline_s)
-            scores: list[Score] = await _answer(name, response, deadline_s)
-        except RewardError as error:
-            return [Score.failed(error)] * len(prompts)
-        return scores
-
-
-async def _answer(name: str, response: Any, deadline_s: float) -> Any:
-    """Await a handle's answer; handles have no deadline of their own and would wait for ever."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            return await response
-    except (RayError, RayServeException) as error:
-        raise _reward_error(name, error) from error
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-    except TimeoutError as error:
-        response.cancel()
-        raise DeadlineExceeded(f"{name} did not answer within {deadline_s:g} s") from error
-
-
-def _reward_error(name: str, error: Exception) -> RewardError:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, RewardError):
-        return cause
-    if isinstance(cause, BackPressureError):
-        return Overloaded(f"too many requests wait for {name}")
-    if isinstance(cause, DeploymentUnavailableError):
-        return RewardNotReady(f"{name} is not running")
-    if isinstance(cause, RayActorError | ActorUnavailableError | ObjectLostError):
-        return ReplicaLost(f"a replica of {name} was lost ({type(cause).__name__})")
-    return ReplicaFailed(f"{name} failed: {type(cause).__name__}: {first_line(str(cause))}")
+    return build(checked(args, "args"))
 
 
 def build(config: ServicesConfig) -> serve.Application:
@@ -201,6 +48,8 @@ def build(config: ServicesConfig) -> serve.Application:
         name=_INGRESS,
         num_replicas=http.num_replicas,
         max_ongoing_requests=1000,
+        # A new one is there before the old one goes: it costs little and no request is lost.
+        max_surge_percent=100,
         ray_actor_options={"num_cpus": http.num_cpus},
     )
     return ingress(Ingress).bind(rewards, config, fingerprint(config))
@@ -209,17 +58,27 @@ def build(config: ServicesConfig) -> serve.Application:
 def _deployment(name: str, reward: Reward) -> serve.Application:
     # No runtime_env means the job's own, working directory and all.
     actor = reward.model_dump(include={"num_cpus", "num_gpus", "runtime_env"}, exclude_none=True)
-    scaling = reward.autoscaling and reward.autoscaling.model_dump()
-    scale = {"autoscaling_config": scaling} if scaling else {"num_replicas": reward.num_replicas}
+    scale: dict[str, Any] = {"num_replicas": reward.num_replicas}
+    if reward.autoscaling is not None:
+        # One is started in any case: a reward that cannot score its golden sample is found now, not later.
+        first = {"initial_replicas": max(1, reward.autoscaling.min_replicas)}
+        scale = {"autoscaling_config": reward.autoscaling.model_dump() | first}
+    settings = {
+        "reward": reward.model_dump(mode="json", include={"scorer", "options", "batch"}),
+        "files": of_files(reward),
+    }
     deployment = serve.deployment(
         name=name,
         ray_actor_options=actor,
-        user_config=reward.batch.model_dump(),
+        user_config=settings,
         max_constructor_retry_count=3,
         **reward.model_dump(include=_QUEUES | _HEALTH),
         **scale,
     )
-    return deployment(RewardReplica).bind(name, reward)
+    # Deployed again from Python, Serve restarts every replica unless it is told that their code is the same;
+    # with that, other settings reach the running ones. Serve's own configuration files do so by themselves.
+    same_code: Any = deployment(RewardReplica).options(version=of_code(), _internal=True)
+    return same_code.bind(name)  # type: ignore[no-any-return]  # Any, for the two arguments above
 
 
 def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
@@ -282,7 +141,7 @@ def _runs_already(config: ServicesConfig, application: Any) -> bool:
         return False
     try:
         made_of = serve.get_deployment_handle(_INGRESS, APPLICATION).made_of.remote()
-        return bool(made_of.result(timeout_s=_DESCRIBE_TIMEOUT_S) == fingerprint(config))
+        return bool(made_of.result(timeout_s=_MADE_OF_TIMEOUT_S) == fingerprint(config))
     except (RayError, RayServeException, TimeoutError):
         return False
 

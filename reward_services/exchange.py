@@ -189,14 +189,19 @@ def merged(
     """
     answered: list[dict[str, Score]] = []
     for call, reply in zip(calls, replies, strict=True):
-        items = parsed(ScoreResponse, reply).items
+        answer = parsed(ScoreResponse, reply)
         asked = len(call.request.items) if call.request else 0
-        if len(items) != asked or any(set(item.scores) != set(rewards) for item in items):
+        said = [set(answer.model_revisions), *(set(item.scores) for item in answer.items)]
+        if len(answer.items) != asked or any(names != set(rewards) for names in said):
             raise BadAnswer(f"{reply.url} did not answer every image with every reward")
-        answered += [item.scores for item in items]
+        answered += [_by_revision(item.scores, answer.model_revisions) for item in answer.items]
     remaining = iter(answered)
     per_image = [
         dict.fromkeys(rewards, Score.failed(image)) if isinstance(image, RewardError) else next(remaining)
         for image in images
     ]
     return {reward: [scores[reward] for scores in per_image] for reward in rewards}
+
+
+def _by_revision(scores: dict[str, Score], revisions: dict[str, str]) -> dict[str, Score]:
+    return {reward: score.by(revisions[reward]) for reward, score in scores.items()}

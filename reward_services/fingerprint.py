@@ -6,26 +6,32 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from reward_services.config import ServicesConfig
+from reward_services.config import Reward, ServicesConfig
 
 
 def fingerprint(config: ServicesConfig) -> str:
     """Changes with this package's code, the configuration, and the files of local model folders."""
-    digest = hashlib.sha256(_of_code().encode())
+    digest = hashlib.sha256(of_code().encode())
     digest.update(config.model_dump_json().encode())
     for reward in config.rewards.values():
-        for folder in reward.options.named_folders():
-            digest.update(_of_files(Path(folder)).encode())
+        digest.update(of_files(reward).encode())
     return digest.hexdigest()
 
 
+def of_files(reward: Reward) -> str:
+    """Changes with the files of a reward's local model folders."""
+    folders = [Path(folder) for folder in reward.options.named_folders()]
+    return hashlib.sha256("".join(_listed(folder) for folder in folders).encode()).hexdigest()
+
+
 @cache
-def _of_code() -> str:
+def of_code() -> str:
+    """Changes with this package's code."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-def _of_files(folder: Path) -> str:
+def _listed(folder: Path) -> str:
     """Names, sizes and times: digesting gigabytes takes longer than a restart. Empty without a folder."""
     files = sorted(path for path in folder.glob("*") if path.is_file())
     return "".join(f"{path.name}/{path.stat().st_size}/{path.stat().st_mtime_ns};" for path in files)

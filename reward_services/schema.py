@@ -60,6 +60,8 @@ class Score(_Sent):
     value: FiniteFloat | None = Field(default=None, exclude_if=_absent)
     parts: dict[str, FiniteFloat] | None = Field(default=None, exclude_if=_absent)
     error: Problem | None = Field(default=None, exclude_if=_absent)
+    revision: str | None = Field(default=None, exclude=True)
+    """Of the reward that computed it; on the wire it is said once for all scores of a reward."""
 
     @model_validator(mode="after")
     def _value_or_error(self) -> Self:
@@ -78,6 +80,10 @@ class Score(_Sent):
     def failed(cls, error: RewardError) -> Self:
         """A score that could not be computed, and why."""
         return cls(error=error.problem())
+
+    def by(self, revision: str) -> Self:
+        """The same score, as one that a reward's revision computed; a failure is nobody's."""
+        return self.model_copy(update={"revision": revision}) if self.ok else self
 
     @property
     def ok(self) -> bool:

@@ -15,7 +15,10 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 EVERY_FILE = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "deploy").rglob("*.py"))]
 
 HOMES = {
-    "ray": {"trainer/cluster.py", "reward_services/deployments.py"},
+    "ray": {
+        "trainer/cluster.py",
+        *(f"reward_services/{module}.py" for module in ("deployments", "handles", "replicas")),
+    },
     "diffusers": {"trainer/policy.py"},
     "peft": {"trainer/policy.py"},
     "fastapi": {"reward_services/http/app.py"},
@@ -25,6 +28,8 @@ HOMES = {
     # The modules that need a cluster; the command lines import them inside the function that starts one.
     "trainer.cluster": {"trainer/cli.py"},
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},
+    "reward_services.handles": {"reward_services/deployments.py", "reward_services/replicas.py"},
+    "reward_services.replicas": {"reward_services/deployments.py"},
 }
 PURE = {
     "trainer/diffusion.py": {"torch", "trainer.records"},

@@ -261,7 +261,7 @@ class Coordinator:
         """A final score is no longer missing; a failure that may pass is the last word only so far."""
         item.scores[name] = score
         if score.error is None:
-            self._cache[item.content, name, revision] = score
+            self._cache[item.content, name, score.revision or revision] = score
             if len(self._cache) > self._pace.cache_scores:
                 self._cache.popitem(last=False)
         if score.error is None or not error_from(score.error).retryable:

@@ -78,7 +78,7 @@ class Scoring:
         self._metrics.scored(items)
         return ScoreResponse(
             id=f"scr_{uuid.uuid4().hex}",
-            model_revisions={name: served[name].revision for name in asked.request.rewards},
+            model_revisions={name: _revision(scored[name], served[name]) for name in asked.request.rewards},
             items=items,
             timing_ms={
                 "decode": round(1000 * (decoded_at - started), 3),
@@ -123,6 +123,11 @@ def _decode_one(prompt: str, image: ImageRef | Attachment | RewardError, limits:
         return decode(image, limits) if isinstance(image, ImageRef) else read(image, limits)
     except RewardError as error:
         return error
+
+
+def _revision(scores: Sequence[Score], described: RewardInfo) -> str:
+    """What computed the scores, which is newer than the description just after a change."""
+    return next((score.revision for score in scores if score.revision is not None), described.revision)
 
 
 def _raise_if_nothing_was_scored(scores: Sequence[Score]) -> None:

@@ -99,7 +99,7 @@ class Scorer(ABC, Generic[Item, Raw]):
         if not items:
             return []
         try:
-            return [self.finish(raw) for raw in self.run(items)]
+            return [self.finish(raw).by(self.revision) for raw in self.run(items)]
         except _MODEL_ERRORS as error:
             if len(items) == 1:
                 return [Score.failed(_failure(error))]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from reward_services import ConfigInvalid
-from reward_services.config import AestheticReward, ClipReward, CompositionalReward, Http, load_config
+from reward_services.config import Http, load_config
+from reward_services.options import AestheticOptions, ClipOptions, CompositionalOptions
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "rewards.yaml"
 GOOD = """
@@ -27,9 +28,9 @@ def written(folder: Path, text: str) -> Path:
 
 
 def model_of(path: Path, name: str) -> str:
-    reward = load_config(path).rewards[name]
-    assert isinstance(reward, ClipReward)
-    return reward.options.model
+    options = load_config(path).rewards[name].options
+    assert isinstance(options, ClipOptions)
+    return options.model
 
 
 def test_the_shipped_rewards() -> None:
@@ -50,17 +51,17 @@ def test_a_model_folder_is_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
 
 def test_every_folder_option_is_relative_to_the_file(tmp_path: Path) -> None:
     text = "rewards: {a: {scorer: aesthetic, options: {head: ./weights, revision: v1}}}"
-    reward = load_config(written(tmp_path, text)).rewards["a"]
-    assert isinstance(reward, AestheticReward)
-    assert reward.options.head == str(tmp_path / "weights")
-    assert reward.options.model == "openai/clip-vit-large-patch14"
+    options = load_config(written(tmp_path, text)).rewards["a"].options
+    assert isinstance(options, AestheticOptions)
+    assert options.head == str(tmp_path / "weights")
+    assert options.model == "openai/clip-vit-large-patch14"
 
 
 def test_each_folder_of_several_is_relative_to_the_file(tmp_path: Path) -> None:
     text = "rewards: {c: {scorer: compositional, options: {models: {near: ./near, far: some/far}}}}"
-    reward = load_config(written(tmp_path, text)).rewards["c"]
-    assert isinstance(reward, CompositionalReward)
-    assert reward.options.models == {"near": str(tmp_path / "near"), "far": "some/far"}
+    options = load_config(written(tmp_path, text)).rewards["c"].options
+    assert isinstance(options, CompositionalOptions)
+    assert options.models == {"near": str(tmp_path / "near"), "far": "some/far"}
 
 
 def test_a_name_without_a_folder_is_a_hub_model(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_what_can_only_be_a_folder_is_one(tmp_path: Path, named: str) -> None:
         ("max_images", "max_image", "unknown key 'rewards.mine.batch.max_image'; did you mean 'max_images'?"),
         ("model:", "modle:", "unknown key 'rewards.mine.options.modle'; did you mean 'model'?"),
         ("port", "prot", "unknown key 'http.prot'; did you mean 'port'?"),
-        ("scorer: clip", "scorer: clop", "'clip', 'jpeg', 'verifier'"),
+        ("scorer: clip", "scorer: clop", "'clip', 'compositional', "),
         ("{port: 8100}", "{host: 0.0.0.0}", "host 0.0.0.0 is open to others: set keys to a file"),
         ("16", "0", "rewards.mine.batch.max_images: Input should be greater than 0"),
         ("16", "300", "max_ongoing_requests must be at least batch.max_images"),

@@ -18,7 +18,8 @@ from ray import serve
 
 from reward_services import AsyncRewardClient, RewardNotReady, RewardUnknown, Score
 from reward_services.config import ServicesConfig
-from reward_services.deployments import ServeRewards, connect, deploy
+from reward_services.deployments import connect, deploy
+from reward_services.handles import ServeRewards
 from reward_services.http.keys import new_key
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer

@@ -103,7 +103,7 @@ def answer(count: int, first: int = 0, reward: str = "jpeg") -> Reply:
     items = tuple(
         ScoredItem(id=str(n), index=n, scores={reward: Score.of(float(first + n))}) for n in range(count)
     )
-    response = ScoreResponse(id="scr", model_revisions={}, items=items, timing_ms={})
+    response = ScoreResponse(id="scr", model_revisions={reward: "r7"}, items=items, timing_ms={})
     return reply(200, response.model_dump_json().encode())
 
 
@@ -121,7 +121,7 @@ def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
     images = attached(pictures)
     calls = list(score_calls(images, ["a"] * 3, ["jpeg"]))
     scores = merged(images, ["jpeg"], calls, [answer(2)])["jpeg"]
-    assert [score.value for score in scores] == [0.0, None, 1.0]
+    assert [(score.value, score.revision) for score in scores] == [(0.0, "r7"), (None, None), (1.0, "r7")]
     assert scores[1] == Score.failed(ImageInvalid("cannot read no such file: No such file or directory"))
 
 

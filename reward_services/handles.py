@@ -1,0 +1,128 @@
+"""RAY. `Rewards` over Serve handles: one `ray.put` a call, fanned out to each reward's deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from reward_services.diagnosis import first_line
+from reward_services.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    ReplicaFailed,
+    ReplicaLost,
+    RewardError,
+    RewardNotReady,
+)
+from reward_services.images import packed
+from reward_services.rewards import check_batch, check_known
+from reward_services.schema import RewardInfo, Score
+
+APPLICATION = "rewards"
+
+_FRESH_S, _DESCRIBE_TIMEOUT_S = 5.0, 2.0
+
+
+class ServeRewards:
+    """`Rewards` by Serve handles. It can be sent to other processes of the cluster.
+
+    A reward that fails as a whole (dead, overloaded, late) gives failed scores; those of the others stand.
+    """
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        self._handles = dict(handles)
+        self._known: dict[str, RewardInfo] = {}
+        self._asked_at = -float("inf")
+
+    async def describe(self) -> list[RewardInfo]:
+        """Every reward, at most 5 s old; one that does not answer is as last known, but not ready.
+
+        A reward that has scaled to zero is as last known: asking would wake it.
+        """
+        if time.monotonic() - self._asked_at > _FRESH_S or len(self._known) < len(self._handles):
+            asleep = await asyncio.to_thread(_asleep)
+            awake = [name for name in self._handles if name not in self._known or name not in asleep]
+            answers = await asyncio.gather(*(self._described(name) for name in awake))
+            self._known |= {info.id: info for info in answers}
+            self._asked_at = time.monotonic()
+        return list(self._known.values())
+
+    async def score(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        prompts: Sequence[str],
+        *,
+        rewards: Sequence[str],
+        deadline_s: float,
+    ) -> dict[str, list[Score]]:
+        """As `Rewards.score`: the images are put into the object store once, for all rewards."""
+        check_batch(images, prompts)
+        check_known(rewards, self._handles)
+        reference = ray.put(packed(images))
+        scores = await asyncio.gather(
+            *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
+        )
+        return dict(zip(rewards, scores, strict=True))
+
+    async def _described(self, name: str) -> RewardInfo:
+        try:
+            response = self._handles[name].describe.remote()
+            info: RewardInfo = await _answer(name, response, _DESCRIBE_TIMEOUT_S)
+        except RewardError as error:
+            if name not in self._known:
+                raise RewardNotReady(f"reward {name} does not answer yet: {error}") from error
+            return self._known[name].model_copy(update={"ready": False})
+        return info
+
+    async def _scored(self, name: str, images: Any, prompts: list[str], deadline_s: float) -> list[Score]:
+        try:
+            response = self._handles[name].score.remote(images, prompts, deadline_s)
+            scores: list[Score] = await _answer(name, response, deadline_s)
+        except RewardError as error:
+            return [Score.failed(error)] * len(prompts)
+        return scores
+
+
+def _asleep() -> set[str]:
+    """Rewards that are well and have no replica."""
+    application = serve.status().applications.get(APPLICATION)
+    deployments = application.deployments if application else {}
+    return {name for name, one in deployments.items() if one.status == "HEALTHY" and not one.replica_states}
+
+
+async def _answer(name: str, response: Any, deadline_s: float) -> Any:
+    """Await a handle's answer; handles have no deadline of their own and would wait for ever."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await response
+    except (RayError, RayServeException) as error:
+        raise _reward_error(name, error) from error
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except TimeoutError as error:
+        response.cancel()
+        raise DeadlineExceeded(f"{name} did not answer within {deadline_s:g} s") from error
+
+
+def _reward_error(name: str, error: Exception) -> RewardError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, RewardError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return Overloaded(f"too many requests wait for {name}")
+    if isinstance(cause, DeploymentUnavailableError):
+        return RewardNotReady(f"{name} is not running")
+    if isinstance(cause, RayActorError | ActorUnavailableError | ObjectLostError):
+        return ReplicaLost(f"a replica of {name} was lost ({type(cause).__name__})")
+    return ReplicaFailed(f"{name} failed: {type(cause).__name__}: {first_line(str(cause))}")

@@ -1,0 +1,102 @@
+"""RAY. What runs in Serve's processes: a replica of a reward, and of the HTTP endpoint before them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+
+from reward_services.config import REWARD, ServicesConfig
+from reward_services.handles import ServeRewards
+from reward_services.http.app import create_app
+from reward_services.pipeline import Call, Pipeline
+from reward_services.schema import RewardInfo, Score
+from reward_services.scorers import SCORERS
+from reward_services.scorers.scorer import Scorer
+
+
+def _count_images(calls: list[Call]) -> int:
+    """The size of a batch. An exception in here would hang the replica (ray#66140): nothing here raises."""
+    return sum(len(call.prompts) for call in calls)
+
+
+class RewardReplica:
+    """One replica of one reward: any scorer, batched across callers, with a health check that scores.
+
+    Serve calls `reconfigure` before the first request, and on a running replica when its settings change.
+    """
+
+    _scorer: Scorer[Any, Any]
+    _pipeline: Pipeline
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._made_of: Any = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take on batching and, where it is another, the model; the one before scores until that is ready.
+
+        Raises:
+            ConfigInvalid: the scorer cannot be made.
+            ReplicaFailed: it cannot score its golden sample.
+        """
+        reward = REWARD.validate_python(user_config["reward"])
+        made_of = (reward.scorer, reward.options, user_config["files"])
+        if made_of != self._made_of:
+            build = partial(SCORERS[reward.scorer], **reward.options.model_dump())
+            scorer = await asyncio.to_thread(build)
+            pipeline = await asyncio.to_thread(Pipeline, scorer)
+            self._scorer, self._pipeline, self._made_of = scorer, pipeline, made_of
+        self._batch = reward.batch
+        batched: Any = self._score_batch
+        batched.set_max_batch_size(self._batch.max_images)
+        batched.set_batch_wait_timeout_s(self._batch.wait_ms / 1000)
+
+    async def check_health(self) -> None:
+        """Called by Serve; a replica that raises here three times in a row is replaced."""
+        await self._pipeline.check()
+
+    async def describe(self) -> RewardInfo:
+        """What is served here."""
+        return self._scorer.describe(self._name, max_items=self._batch.max_images)
+
+    async def score(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
+    ) -> list[Score]:
+        """One score per image, in order and of one revision; what is not begun in time is not scored."""
+        call = Call(images, prompts, expires=time.monotonic() + deadline_s)
+        batched: Any = self._score_batch
+        while True:
+            answers = await asyncio.gather(*(batched(part) for part in call.split(self._batch.max_images)))
+            scores = [score for answer in answers for score in answer]
+            if len({score.revision for score in scores if score.ok}) < 2:
+                return scores
+
+    @serve.batch(max_concurrent_batches=2, batch_size_fn=_count_images)
+    async def _score_batch(self, calls: list[Call]) -> list[list[Score]]:
+        return await self._pipeline.score(calls)
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP application in a replica: it decodes, and passes arrays on to the rewards' handles."""
+
+    def __init__(self, handles: Mapping[str, Any], config: ServicesConfig, made_of: str) -> None:
+        logging.getLogger("reward_services").handlers = logging.getLogger("ray.serve").handlers
+        logging.getLogger("reward_services").setLevel(logging.INFO)
+        self._app = create_app(ServeRewards(handles), limits=config.limits, http=config.http, echo_ids=False)
+        self._made_of = made_of
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._app
+
+    async def made_of(self) -> str:
+        """The fingerprint of the configuration that is served."""
+        return self._made_of

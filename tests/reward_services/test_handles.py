@@ -1,0 +1,89 @@
+"""RAY. A reward that scales to zero and back; what Ray raises becomes a typed error."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from reward_services import Overloaded, ReplicaFailed, ReplicaLost, RewardError, RewardNotReady, ScoringFailed
+from reward_services.config import ServicesConfig
+from reward_services.deployments import APPLICATION, connect, deploy
+from reward_services.handles import ServeRewards, _reward_error
+from reward_services.scorers.jpeg import JpegScorer
+
+Draw = Callable[..., list[Any]]
+
+# Ray leaves sockets and files of its processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
+
+SLEEPY = {"min_replicas": 0, "max_replicas": 1, "upscale_delay_s": 0, "downscale_delay_s": 1}
+
+
+@pytest.fixture(scope="module")
+def rewards() -> Iterator[ServeRewards]:
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False
+    )
+    one = {"scorer": "jpeg", "num_cpus": 0.1}
+    served = {"awake": one, "sleepy": one | {"autoscaling": SLEEPY}}
+    deploy(ServicesConfig.model_validate({"rewards": served, "http": None}))
+    yield connect()
+    serve.shutdown()
+    ray.shutdown()
+
+
+def replicas(name: str) -> int:
+    return sum(serve.status().applications[APPLICATION].deployments[name].replica_states.values())
+
+
+def until_asleep() -> None:
+    ends = time.monotonic() + 90
+    while replicas("sleepy"):
+        assert time.monotonic() < ends, serve.status()
+        time.sleep(0.2)
+
+
+def test_to_zero_and_back(rewards: ServeRewards, draw: Draw) -> None:
+    """Asking what is served neither wakes a reward nor calls it unready; scoring wakes it in time."""
+
+    async def ready() -> dict[str, bool]:
+        rewards._asked_at = -float("inf")
+        return {info.id: info.ready for info in await rewards.describe()}
+
+    async def score() -> None:
+        scores = await rewards.score(draw(2), [""] * 2, rewards=["sleepy", "awake"], deadline_s=60)
+        exact = JpegScorer().score(draw(2), [""] * 2)
+        assert scores == {"sleepy": exact, "awake": exact}
+
+    assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
+    for _ in range(2):
+        until_asleep()
+        assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
+        time.sleep(2)
+        assert (replicas("sleepy"), replicas("awake")) == (0, 1)
+        asyncio.run(score())
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (RayTaskError("f", "trace", ScoringFailed("of the model")), ScoringFailed),
+        (RayTaskError("f", "trace", ValueError("a bug")), ReplicaFailed),
+        (BackPressureError(num_queued_requests=9, max_queued_requests=8), Overloaded),
+        (ActorDiedError(), ReplicaLost),
+        (ObjectLostError("0", "", ""), ReplicaLost),
+    ],
+)
+def test_what_ray_raises_is_typed(raised: Exception, error: type[RewardError]) -> None:
+    assert type(_reward_error("mine", raised)) is error
+
+
+def test_a_deployment_that_is_gone_is_not_ready() -> None:
+    gone = DeploymentUnavailableError(serve.handle.DeploymentID(name="mine", app_name=APPLICATION))
+    assert isinstance(_reward_error("mine", gone), RewardNotReady)

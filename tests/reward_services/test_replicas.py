@@ -1,0 +1,124 @@
+"""RAY. A replica changed while it runs: batching, model, files; an answer is of one revision."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from reward_services.replicas import RewardReplica
+from reward_services.schema import RewardInfo, Score
+from reward_services.scorers.clip import ClipScorer
+from reward_services.scorers.jpeg import JpegScorer
+
+Draw = Callable[..., list[Any]]
+
+# Ray leaves sockets and files of its processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
+
+
+def settings(scorer: str, *, files: str = "", max_images: int = 64, **options: Any) -> dict[str, Any]:
+    batch = {"max_images": max_images, "wait_ms": 1}
+    return {"reward": {"scorer": scorer, "options": options, "batch": batch}, "files": files}
+
+
+class Inspected(RewardReplica):
+    """Says which of its models it runs."""
+
+    async def loaded(self) -> int:
+        return id(self._pipeline)
+
+
+class Replica:
+    """A replica by its handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        await self._handle.reconfigure.remote(user_config)
+
+    async def describe(self) -> RewardInfo:
+        info: RewardInfo = await self._handle.describe.remote()
+        return info
+
+    async def score(self, images: list[Any], prompt: str = "") -> list[Score]:
+        scores: list[Score] = await self._handle.score.remote(images, [prompt] * len(images), 30.0)
+        return scores
+
+    async def loaded(self) -> int:
+        return int(await self._handle.loaded.remote())
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[Replica]:
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False
+    )
+    served: Any = serve.deployment(user_config=settings("jpeg"), max_ongoing_requests=64)(Inspected)
+    yield Replica(serve.run(served.bind("mine"), route_prefix=None))
+    serve.shutdown()
+    ray.shutdown()
+
+
+def test_batching_changes_and_the_model_stays(replica: Replica, draw: Draw) -> None:
+    async def run() -> None:
+        loaded = await replica.loaded()
+        for size in (2, 5):
+            await replica.reconfigure(settings("jpeg", max_images=size))
+            assert (await replica.describe()).max_items == size
+            assert await replica.score(draw(12)) == JpegScorer().score(draw(12), [""] * 12)
+        assert await replica.loaded() == loaded
+
+    asyncio.run(run())
+
+
+def test_another_model_or_other_files_are_loaded_in_place(
+    replica: Replica, tiny_clip: Path, draw: Draw
+) -> None:
+    async def run() -> None:
+        await replica.reconfigure(settings("clip", model=str(tiny_clip)))
+        revision = ClipScorer(str(tiny_clip)).revision
+        assert (await replica.describe()).revision == revision
+        (score,) = await replica.score(draw(1), "a cat")
+        assert score.revision == revision
+        loaded = await replica.loaded()
+        await replica.reconfigure(settings("clip", model=str(tiny_clip), files="changed"))
+        assert await replica.loaded() != loaded
+
+    asyncio.run(run())
+
+
+def test_an_answer_is_of_one_revision(replica: Replica, draw: Draw) -> None:
+    """Forty images in batches of two; the settings change while they are scored."""
+    directions = ("compressible", "incompressible")
+    images = draw(40)
+    exact = {scorer.revision: scorer.score(images, [""] * 40) for scorer in map(JpegScorer, directions)}
+    seen = set()
+
+    async def run() -> None:
+        for turn in range(6):
+            calls = [asyncio.create_task(replica.score(images)) for _ in range(8)]
+            await asyncio.sleep(0.01 * turn)
+            await replica.reconfigure(settings("jpeg", max_images=2, direction=directions[turn % 2]))
+            for scores in await asyncio.gather(*calls):
+                (revision,) = {score.revision for score in scores}
+                assert scores == exact[str(revision)]
+                seen.add(revision)
+
+    asyncio.run(replica.reconfigure(settings("jpeg", max_images=2)))
+    asyncio.run(run())
+    assert len(seen) == 2
+
+
+def test_a_change_that_cannot_be_made_leaves_the_old_model(replica: Replica, draw: Draw) -> None:
+    async def run() -> None:
+        await replica.reconfigure(settings("jpeg"))
+        with pytest.raises(Exception, match=r"model folder .* does not exist"):
+            await replica.reconfigure(settings("clip", model="/nowhere/at/all"))
+        assert (await replica.score(draw(1)))[0].ok
+
+    asyncio.run(run())
