@@ -65,6 +65,8 @@ class Autoscaling(_Section):
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveFloat = 16.0
     """Calls under way per replica; more of them start another."""
+    look_back_period_s: float = Field(default=30.0, gt=10.0)
+    """Over which the calls under way are averaged; Serve counts them every 10 s."""
     upscale_delay_s: NonNegativeFloat = 30.0
     downscale_delay_s: NonNegativeFloat = 600.0
     downscale_to_zero_delay_s: NonNegativeFloat | None = None

@@ -1,6 +1,7 @@
 """RAY. Real deployments on a real cluster: exact scores, batching, poison, kill -9, what never comes up."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import ray
 from ray import serve
 
-from reward_services import AsyncRewardClient, RewardNotReady, RewardUnknown, Score
+from reward_services import AsyncRewardClient, RewardNotReady, Rewards, RewardUnknown, Score
 from reward_services.config import ServicesConfig
 from reward_services.deployments import connect, deploy
 from reward_services.handles import ServeRewards
@@ -35,12 +36,17 @@ WAIT_S = 1.5
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
 
 
-def configuration(model: str, port: int, keys: Path) -> ServicesConfig:
+def configuration(model: str, port: int, keys: Path, **options: Any) -> ServicesConfig:
     light = {"num_cpus": 0.1, "health_check_period_s": 1.0}
     patient = {"batch": {"max_images": 8, "wait_ms": 1000 * WAIT_S}}
     rewards = {
         "jpeg": {"scorer": "jpeg", **light},
-        "clip": {"scorer": "clip", "options": {"model": model}, **light, "batch": {"max_images": 32}},
+        "clip": {
+            "scorer": "clip",
+            "options": {"model": model, **options},
+            **light,
+            "batch": {"max_images": 32},
+        },
         "patient": {"scorer": "jpeg", **light, **patient},
     }
     return ServicesConfig.model_validate({"rewards": rewards, "http": {"port": port, "keys": str(keys)}})
@@ -251,6 +257,43 @@ def test_the_same_rewards_are_left_alone(
     before = {name: replica_pids(name) for name in ("jpeg", "clip", "patient")}
     deploy(configuration(str(tiny_clip), port, keys))
     assert {name: replica_pids(name) for name in before} == before
+
+
+def test_a_new_revision_under_load(
+    rewards: ServeRewards, tiny_clip: Path, port: int, keys: Path, api_key: str, draw: Draw
+) -> None:
+    """Callers by HTTP and by handle go on while the reward changes: none fails, no answer mixes revisions."""
+    images, prompts = draw(5, size=40), ["a red cube"] * 5
+    scorers = [ClipScorer(str(tiny_clip)), ClipScorer(str(tiny_clip), preprocessing="transformers")]
+    exact = {scorer.revision: scorer.score(images, prompts) for scorer in scorers}
+    seen: dict[str, list[str]] = {}
+
+    async def call(by: str, rewards: Rewards, done: asyncio.Event) -> None:
+        while not done.is_set():
+            scores = (await rewards.score(images, prompts, rewards=["clip"], deadline_s=60))["clip"]
+            (revision,) = {str(score.revision) for score in scores}
+            close(scores, exact[revision])
+            seen.setdefault(by, []).append(revision)
+
+    async def run() -> None:
+        done = asyncio.Event()
+        async with AsyncRewardClient(f"http://127.0.0.1:{port}", api_key=api_key, retries=0) as client:
+            callers = [
+                asyncio.create_task(call(by, one, done)) for by, one in (("h", rewards), ("w", client))
+            ]
+            await asyncio.sleep(1)
+            changed = configuration(str(tiny_clip), port, keys, preprocessing="transformers")
+            await asyncio.to_thread(deploy, changed)
+            await asyncio.sleep(1)
+            done.set()
+            await asyncio.gather(*callers)
+
+    before = replica_pids("clip")
+    asyncio.run(run())
+    assert replica_pids("clip") == before
+    for revisions in seen.values():
+        turns = [first for first, second in itertools.pairwise(revisions) if first != second]
+        assert turns == [scorers[0].revision], "from the old to the new one, once"
 
 
 def test_a_missing_model_is_one_line(rewards: ServeRewards, tmp_path: Path, port: int) -> None:

@@ -22,7 +22,7 @@ Draw = Callable[..., list[Any]]
 # Ray leaves sockets and files of its processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
 
-SLEEPY = {"min_replicas": 0, "max_replicas": 1, "upscale_delay_s": 0, "downscale_delay_s": 1}
+SLEEPY = {"min_replicas": 0, "look_back_period_s": 11, "upscale_delay_s": 0, "downscale_delay_s": 1}
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def test_to_zero_and_back(rewards: ServeRewards, draw: Draw) -> None:
         assert scores == {"sleepy": exact, "awake": exact}
 
     assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
-    for _ in range(2):
-        until_asleep()
-        assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
-        time.sleep(2)
-        assert (replicas("sleepy"), replicas("awake")) == (0, 1)
-        asyncio.run(score())
+    until_asleep()
+    assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
+    time.sleep(2)
+    assert (replicas("sleepy"), replicas("awake")) == (0, 1)
+    asyncio.run(score())
+    assert replicas("sleepy") == 1
 
 
 @pytest.mark.parametrize(
