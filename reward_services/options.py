@@ -49,10 +49,11 @@ class ClipOptions(TorchOptions):
     folders = ("model",)
 
     model: str
-    """A CLIPModel folder, or the id of a model on the Hugging Face hub."""
+    """A CLIPModel or SiglipModel folder, or the id of a model on the Hugging Face hub."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
-    preprocessing: Preprocessing = "openai"
+    preprocessing: Preprocessing | None = None
+    """Of a CLIP, `openai` if not said; a SigLIP's pictures are always stretched to its square."""
 
 
 class AestheticOptions(TorchOptions):

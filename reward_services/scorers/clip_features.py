@@ -1,4 +1,4 @@
-"""The two halves of a CLIP: pictures and prompts to features of unit length, whose product is the cosine.
+"""The two halves of a CLIP or SigLIP: pictures and prompts to features of unit length, for their cosine.
 
 N images of a batch, U different prompts, L tokens, S side of the model's input in pixels, D features.
 """
@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from reward_services.errors import ConfigInvalid
 from reward_services.scorers.placement import Placement, placed
@@ -29,6 +29,7 @@ PROCESSOR_FILES = (
     "merges.txt",
     "preprocessor_config.json",
     "special_tokens_map.json",
+    "spiece.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -43,24 +44,46 @@ CLIP_FILES = (
 )
 """All of a CLIPModel folder that is read."""
 
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
+_LOAD_ERRORS = (
+    OSError,
+    ImportError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    StrictDataclassError,
+)
 _INDEX_BUFFER = "embeddings.position_ids"
 
 
-class Architecture(NamedTuple):
-    """What a `CLIPModel` is made of: its `CLIPConfig`, and the names and shapes of its weights."""
+class Family(NamedTuple):
+    """A kind of model, as config.json calls it, and its classes in transformers."""
 
+    model_type: str
+    config: Any
+    model: Any
+
+
+CLIP = Family("clip", CLIPConfig, CLIPModel)
+SIGLIP = Family("siglip", SiglipConfig, SiglipModel)
+
+
+class Architecture(NamedTuple):
+    """What a model is made of: its configuration, and the names and shapes of its weights."""
+
+    family: Family
     config: Any
     shapes: Mapping[str, torch.Size]
 
 
 class ImageTower:
-    """The vision half of a `CLIPModel`; `folder` states its normalisation, or CLIP's own is meant."""
+    """The vision half of a model; `folder` states its normalisation, or CLIP's own is meant."""
 
     def __init__(self, model: Any, folder: Path, **placement: Unpack[Placement]) -> None:
         self.device, self.dtype = placed(**placement)
         self.side: int = model.config.vision_config.image_size
-        self.projection = model.visual_projection.to(self.device, self.dtype)
+        self.projection = _projection(model, "visual_projection").to(self.device, self.dtype)
         self._transformer = model.vision_model.to(self.device, self.dtype)
         path = folder / "preprocessor_config.json"
         stated = read_json(path) if path.is_file() else {}
@@ -75,7 +98,7 @@ class ImageTower:
 
 
 class TextTower:
-    """The text half of a `CLIPModel`, with the tokenizer in `folder`.
+    """The text half of a model, with the tokenizer in `folder`.
 
     Prompts pass through `clean` first. Those beyond the model's positions are cut, their end-of-text kept.
     """
@@ -89,10 +112,12 @@ class TextTower:
         **placement: Unpack[Placement],
     ) -> None:
         self.device, self.dtype = placed(**placement)
-        self.projection = model.text_projection.to(self.device, self.dtype)
+        self.projection = _projection(model, "text_projection").to(self.device, self.dtype)
         self._transformer = model.text_model.to(self.device, self.dtype)
         self._positions: int = model.config.text_config.max_position_embeddings
         self._tokenizer = _tokenizer(folder, model.config.text_config.vocab_size)
+        # SigLIP's attention is not causal and it was trained on prompts padded to all of its positions.
+        self._padding = self._tokenizer.pad_token_id if model.config.model_type == "siglip" else None
         self._clean = clean
         self.token_ids = lru_cache(maxsize=8192)(self._tokenised)
 
@@ -104,10 +129,12 @@ class TextTower:
         return self._features(different)[rows_N]
 
     def _features(self, prompts: Sequence[TokenIds]) -> Tensor:
-        longest = max(len(ids) for ids in prompts)
-        # Text attention is causal and the feature is read at the first end-of-text token: what pads after it
-        # changes nothing.
-        ids_UL = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts]).to(self.device)
+        longest = self._positions if self._padding is not None else max(len(ids) for ids in prompts)
+        # CLIP's attention is causal and the feature is read at the first end-of-text token: what pads after
+        # it changes nothing.
+        fill = [ids[-1] if self._padding is None else self._padding for ids in prompts]
+        padded = [[*ids, *[pad] * (longest - len(ids))] for ids, pad in zip(prompts, fill, strict=True)]
+        ids_UL = torch.tensor(padded, device=self.device)
         return _unit(self.projection(self._transformer(input_ids=ids_UL).pooler_output))
 
     def _tokenised(self, prompt: str) -> TokenIds:
@@ -115,28 +142,30 @@ class TextTower:
         return tuple(cut["input_ids"])
 
 
-def read_architecture(folder: Path) -> Architecture:
-    """What the config.json of a folder describes; raises `ConfigInvalid` when that is no CLIP."""
+def read_architecture(folder: Path, families: Sequence[Family] = (CLIP,)) -> Architecture:
+    """What the config.json of a folder describes; raises `ConfigInvalid` when that is none of `families`."""
     path = folder / "config.json"
+    kinds = {family.model_type: family for family in families}
     if not path.is_file():
         raise ConfigInvalid(
             f"{folder} has no config.json; name a folder that CLIPModel.save_pretrained wrote"
         )
     stated = read_json(path)
-    if stated.get("model_type") != "clip":
-        raise ConfigInvalid(f"{path} does not describe a CLIP model (model_type: clip)")
+    family = kinds.get(str(stated.get("model_type")))
+    if family is None:
+        raise ConfigInvalid(f"{path} does not describe a {' or '.join(kinds)} model; name one that does")
     try:
-        config = CLIPConfig.from_dict(stated)
+        config = family.config.from_dict(stated)
         with torch.device("meta"):
-            weights = CLIPModel(config).state_dict()
+            weights = family.model(config).state_dict()
     except _LOAD_ERRORS as error:
         raise ConfigInvalid(f"{path} cannot be used: {_said(error)}") from error
-    return Architecture(config, {name: weight.shape for name, weight in weights.items()})
+    return Architecture(family, config, {name: weight.shape for name, weight in weights.items()})
 
 
-def load_clip(folder: Path) -> Any:
-    """The float32 `CLIPModel` of a folder; raises `ConfigInvalid` unless every weight is there and fits."""
-    architecture = read_architecture(folder)
+def load_clip(folder: Path, families: Sequence[Family] = (CLIP,)) -> Any:
+    """The float32 model of a folder; raises `ConfigInvalid` unless every weight is there and fits."""
+    architecture = read_architecture(folder, families)
     index = folder / "model.safetensors.index.json"
     names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else []
     weights: dict[str, Tensor] = {}
@@ -149,11 +178,16 @@ def load_clip(folder: Path) -> Any:
 
 
 def clip_of(architecture: Architecture, weights: Mapping[str, Tensor]) -> Any:
-    """The float32 `CLIPModel` of weights that `check_weights` has found complete."""
-    model = CLIPModel.from_pretrained(
+    """The float32 model of weights that `check_weights` has found complete."""
+    model = architecture.family.model.from_pretrained(
         None, config=architecture.config, state_dict=dict(weights), dtype=torch.float32
     )
     return model.eval().requires_grad_(False)
+
+
+def _projection(model: Any, name: str) -> torch.nn.Module:
+    """A CLIP's linear map to the common space; SigLIP's halves end there already."""
+    return getattr(model, name, torch.nn.Identity())
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> Any:

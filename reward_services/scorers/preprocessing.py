@@ -38,6 +38,16 @@ def cropped(image: Pixels, side: int, preprocessing: Preprocessing) -> NDArray[n
     return np.asarray(image.crop((left, top, left + side, top + side)).convert("RGB"), dtype=np.uint8)
 
 
+def stretched(image: Pixels, side: int, resample: Image.Resampling) -> NDArray[np.uint8]:
+    """SigLIP's transform: RGB, then both sides to `side`, whatever the shape: (S, S, 3) uint8."""
+    if isinstance(image, np.ndarray):
+        check_array(image)
+        image = Image.fromarray(image)
+    image = image.convert("RGB")
+    same = image.size == (side, side)
+    return np.asarray(image if same else image.resize((side, side), resample), dtype=np.uint8)
+
+
 def letterboxed(image: Pixels, side: int, *, antialias: bool) -> NDArray[np.float32]:
     """hpsv2's transform: bicubic resize of the longer side to `side`, black around: (S, S, 3), 0 to 1.
 

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPModel
+from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
+from transformers import CLIPModel, SiglipConfig, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip.tokenization_siglip import SiglipTokenizer
 
 from reward_services import ConfigInvalid
 from reward_services.options import Preprocessing
@@ -154,7 +158,7 @@ def break_folder(folder: Path, how: str) -> None:
         kept = {name: tensor for name, tensor in load_file(weights).items() if "text" not in name}
         save_file(kept, weights, metadata={"format": "pt"})
     elif how == "another model":
-        config.write_text(json.dumps({"model_type": "siglip"}))
+        config.write_text(json.dumps({"model_type": "siglip2"}))
     elif how == "no json":
         config.write_text("{")
 
@@ -166,7 +170,7 @@ def break_folder(folder: Path, how: str) -> None:
         ("no weights", r"has no model\.safetensors"),
         ("torn weights", "cannot be read as weights"),
         ("half of the weights", r"lacks text_model\.\S+ and \d+ more"),
-        ("another model", "does not describe a CLIP model"),
+        ("another model", "does not describe a clip or siglip model"),
         ("no json", "is not JSON"),
     ],
 )
@@ -190,3 +194,61 @@ def test_a_model_that_is_nowhere_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigInvalid, match="is no folder and cannot be fetched from the hub"):
         ClipScorer("nobody/nothing")
+
+
+@pytest.fixture(scope="module")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SiglipModel of 32 pixels; its tokenizer is a sentencepiece model made here."""
+    folder = tmp_path_factory.mktemp("tiny") / "siglip"
+    folder.mkdir()
+    corpus = folder / "corpus.txt"
+    corpus.write_text("a photo of a red cube\ntwo blue spheres left of a cat\nsmall green cones\n" * 20)
+    prefix = str(folder / "spiece")
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=prefix, vocab_size=27, minloglevel=2, **special
+    )
+    tokenizer = SiglipTokenizer(prefix + ".model", model_max_length=16)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=2).save_pretrained(folder)
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    text = {**width, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "pad_token_id": 0}
+    config = SiglipConfig(text_config=text, vision_config={**width, "image_size": 32, "patch_size": 8})
+    torch.manual_seed(0)
+    SiglipModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_siglip_is_equal_to_transformers(tiny_siglip: Path, draw: Draw) -> None:
+    """Pictures of any shape are stretched; prompts are padded to all positions, longer ones cut."""
+    wide = np.concatenate(draw(3, size=40), axis=1)
+    images = [*draw(2), wide, Image.fromarray(draw(1, size=50)[0])]
+    prompts = ["a red cube", "", "a red cube", "two blue spheres left of a cat " * 9]
+    model: Any = SiglipModel.from_pretrained(tiny_siglip)
+    tokenizer, transform = (
+        SiglipTokenizer.from_pretrained(tiny_siglip),
+        SiglipImageProcessorPil.from_pretrained(tiny_siglip),
+    )
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    pixels = transform(
+        [Image.fromarray(np.asarray(image)) for image in images], return_tensors="pt"
+    ).pixel_values
+    with torch.no_grad():
+        logits = model(input_ids=ids, pixel_values=pixels).logits_per_image.diagonal()
+    cosines = (logits - model.logit_bias) / model.logit_scale.exp()
+    scores = ClipScorer(str(tiny_siglip)).score(images, prompts)
+    expected = (100 * cosines).tolist()
+    assert [score.value for score in scores] == pytest.approx(expected, abs=1e-3)
+    assert len({round(value, 2) for value in expected}) == 4
+
+
+def test_a_siglip_says_what_is_wrong(tiny_siglip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="holds a SigLIP; leave out `preprocessing`"):
+        ClipScorer(str(tiny_siglip), preprocessing="openai")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_siglip, broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["vision_model.head.probe"]
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(ConfigInvalid, match=r"lacks vision_model\.head\.probe"):
+        ClipScorer(str(broken))

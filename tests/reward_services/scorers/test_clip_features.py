@@ -94,7 +94,7 @@ def test_shards_are_read_and_a_missing_one_is_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "siglip"}, "does not describe a CLIP model"),
+        ({"model_type": "siglip"}, "does not describe a clip model"),
         ({"model_type": "clip", "vision_config": {"hidden_size": "wide"}}, "cannot be used"),
         ({"model_type": "clip", "vision_config": {"hidden_act": "none"}}, "cannot be used"),
         ({"model_type": "clip", "projection_dim": None}, "cannot be used"),
