@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from reward_services.config import REWARD, ServicesConfig
+from reward_services.config import REWARD, Http, ServicesConfig
 from reward_services.handles import ServeRewards
 from reward_services.http.app import create_app
+from reward_services.merging import IMAGES_A_CALL, MergedRewards
 from reward_services.pipeline import Call, Pipeline
 from reward_services.schema import RewardInfo, Score
 from reward_services.scorers import SCORERS
@@ -91,7 +92,10 @@ class Ingress:
     def __init__(self, handles: Mapping[str, Any], config: ServicesConfig, made_of: str) -> None:
         logging.getLogger("reward_services").handlers = logging.getLogger("ray.serve").handlers
         logging.getLogger("reward_services").setLevel(logging.INFO)
-        self._app = create_app(ServeRewards(handles), limits=config.limits, http=config.http, echo_ids=False)
+        http = config.http or Http()
+        calls = max(1, http.images_at_once // IMAGES_A_CALL)
+        rewards = MergedRewards(ServeRewards(handles), calls_at_once=calls)
+        self._app = create_app(rewards, limits=config.limits, http=http, echo_ids=False)
         self._made_of = made_of
 
     def __serve_build_asgi_app__(self) -> Any:
