@@ -2,14 +2,15 @@
 
 make bench-rewards        (python -m tests.bench_rewards [FOLDER]; writes FOLDER/rewards.json)
 
-A CLIP of 6 layers, 192 wide, at 224 pixels. Everything is measured in turn within each round, so the machine's
-moods meet all alike; the figures are medians over rounds of the ratio to the same round's in-process figure.
+A CLIP of 6 layers, 192 wide, at 224 pixels. Everything is measured in turn within each round, so the moods
+of the machine meet all alike; figures are medians over rounds of the ratio to the same round's in process.
 """
 
 import asyncio
 import io
 import json
 import pickle
+import signal
 import statistics
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def peer(model: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield f"http://{url}"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGQUIT)  # at once: SIGTERM waits for its connections
         process.wait()
 
 
@@ -226,13 +227,13 @@ def main() -> None:
     model = make_model(folder / "clip")
     scorer = ClipScorer(str(model), device="cpu")
     with ours(model) as url, peer(model) as peers_url:
-        result = {
-            "ways": asyncio.run(ways(url, scorer)),
-            "against_flask": asyncio.run(against(url, peers_url)),
-        }
-    for name, one in result["ways"].items():
+        found = asyncio.run(ways(url, scorer))
+        cells = asyncio.run(against(url, peers_url))
+    for name, one in found.items():
         print(f"{name:<42} {one['images_per_s']:7.1f} images/s  {one['ratio']:.2f}")
-    (folder / "rewards.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (folder / "rewards.json").write_text(
+        json.dumps({"ways": found, "against_flask": cells}, indent=1), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

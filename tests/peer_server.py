@@ -15,7 +15,7 @@ from reward_services.scorers.clip import ClipScorer
 
 
 def create(model: str) -> Flask:
-    """The server of one CLIP: `POST /` takes {"images": [JPEG], "prompts": [str]}, gives {"scores": [float]}."""
+    """The server of one CLIP: {"images": [JPEG], "prompts": [str]} to {"scores": [float]}, both pickled."""
     torch.set_num_threads(1)
     scorer = ClipScorer(model, device="cpu")
     app = Flask(__name__)

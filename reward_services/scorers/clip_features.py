@@ -185,7 +185,7 @@ def clip_of(architecture: Architecture, weights: Mapping[str, Tensor]) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _projection(model: Any, name: str) -> torch.nn.Module:
+def _projection(model: Any, name: str) -> Any:
     """A CLIP's linear map to the common space; SigLIP's halves end there already."""
     return getattr(model, name, torch.nn.Identity())
 

@@ -25,6 +25,7 @@ from reward_services.http.keys import new_key
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
 from tests.ports import free_port
+from tests.processes import replica_pids
 from trainer.coordinator import Coordinator, Pace
 
 Draw = Callable[..., list[Any]]
@@ -87,23 +88,6 @@ def rewards(tiny_clip: Path, port: int, keys: Path, api_key: str) -> Iterator[Se
 @pytest.fixture(scope="module")
 def clip(tiny_clip: Path) -> ClipScorer:
     return ClipScorer(str(tiny_clip))
-
-
-def replica_pids(reward: str) -> set[int]:
-    """Processes of this cluster that serve a reward; other clusters may run on this machine."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-                titles[int(entry.name)] = (entry / "cmdline").read_text()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return {pid for pid in ours if f"ServeReplica:rewards:{reward}" in titles.get(pid, "")}
 
 
 def close(scores: list[Score], exact: list[Score]) -> None:

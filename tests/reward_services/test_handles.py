@@ -1,6 +1,7 @@
 """RAY. A reward that scales to zero and back; what Ray raises becomes a typed error."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +10,13 @@ import pytest
 import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from reward_services import Overloaded, ReplicaFailed, ReplicaLost, RewardError, RewardNotReady, ScoringFailed
 from reward_services.config import ServicesConfig
-from reward_services.deployments import APPLICATION, connect, deploy
-from reward_services.handles import ServeRewards, _reward_error
+from reward_services.deployments import connect, deploy
+from reward_services.handles import APPLICATION, ServeRewards, _reward_error
 from reward_services.scorers.jpeg import JpegScorer
 
 Draw = Callable[..., list[Any]]
@@ -56,12 +58,19 @@ def test_to_zero_and_back(rewards: ServeRewards, draw: Draw) -> None:
         rewards._asked_at = -float("inf")
         return {info.id: info.ready for info in await rewards.describe()}
 
+    async def known() -> None:
+        """Asked for the first time, one that sleeps already is woken, and answers when it is up."""
+        async with asyncio.timeout(60):
+            while len(rewards._known) < 2:
+                with contextlib.suppress(RewardNotReady):
+                    await rewards.describe()
+
     async def score() -> None:
         scores = await rewards.score(draw(2), [""] * 2, rewards=["sleepy", "awake"], deadline_s=60)
         exact = JpegScorer().score(draw(2), [""] * 2)
         assert scores == {"sleepy": exact, "awake": exact}
 
-    assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
+    asyncio.run(known())
     until_asleep()
     assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
     time.sleep(2)
@@ -77,7 +86,7 @@ def test_to_zero_and_back(rewards: ServeRewards, draw: Draw) -> None:
         (RayTaskError("f", "trace", ValueError("a bug")), ReplicaFailed),
         (BackPressureError(num_queued_requests=9, max_queued_requests=8), Overloaded),
         (ActorDiedError(), ReplicaLost),
-        (ObjectLostError("0", "", ""), ReplicaLost),
+        (ObjectLostError("0", b"", ""), ReplicaLost),
     ],
 )
 def test_what_ray_raises_is_typed(raised: Exception, error: type[RewardError]) -> None:
@@ -85,5 +94,5 @@ def test_what_ray_raises_is_typed(raised: Exception, error: type[RewardError]) -
 
 
 def test_a_deployment_that_is_gone_is_not_ready() -> None:
-    gone = DeploymentUnavailableError(serve.handle.DeploymentID(name="mine", app_name=APPLICATION))
+    gone = DeploymentUnavailableError(DeploymentID(name="mine", app_name=APPLICATION))
     assert isinstance(_reward_error("mine", gone), RewardNotReady)

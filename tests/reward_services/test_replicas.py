@@ -12,7 +12,7 @@ from ray import serve
 from reward_services.replicas import RewardReplica
 from reward_services.schema import RewardInfo, Score
 from reward_services.scorers.clip import ClipScorer
-from reward_services.scorers.jpeg import JpegScorer
+from reward_services.scorers.jpeg import Direction, JpegScorer
 
 Draw = Callable[..., list[Any]]
 
@@ -94,7 +94,7 @@ def test_another_model_or_other_files_are_loaded_in_place(
 
 def test_an_answer_is_of_one_revision(replica: Replica, draw: Draw) -> None:
     """Forty images in batches of two; the settings change while they are scored."""
-    directions = ("compressible", "incompressible")
+    directions: tuple[Direction, ...] = ("compressible", "incompressible")
     images = draw(40)
     exact = {scorer.revision: scorer.score(images, [""] * 40) for scorer in map(JpegScorer, directions)}
     seen = set()

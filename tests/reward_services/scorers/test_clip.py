@@ -204,9 +204,9 @@ def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = folder / "corpus.txt"
     corpus.write_text("a photo of a red cube\ntwo blue spheres left of a cat\nsmall green cones\n" * 20)
     prefix = str(folder / "spiece")
-    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=prefix, vocab_size=27, minloglevel=2, **special
+        f"--input={corpus} --model_prefix={prefix} --vocab_size=27 --minloglevel=2 "
+        "--pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1"
     )
     tokenizer = SiglipTokenizer(prefix + ".model", model_max_length=16)
     tokenizer.save_pretrained(folder)

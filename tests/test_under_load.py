@@ -1,0 +1,216 @@
+"""The reward services under load: killed processes cost no item, and overload is refused at once.
+
+The model is the benchmark's CLIP, large enough that the model, not the callers, is what is short.
+"""
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from reward_services import AsyncRewardClient, Score
+from reward_services.config import ServicesConfig
+from reward_services.deployments import connect, deploy
+from reward_services.exchange import attached, score_calls
+from reward_services.http.keys import new_key
+from reward_services.scorers.clip import ClipScorer
+from tests.bench_rewards import draw, make_model
+from tests.ports import free_port
+from tests.processes import replica_pids
+
+CALLERS, IMAGES = 6, 16
+PROMPT = "a red cube on a blue sphere"
+
+# Ray leaves sockets and files of its processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where it is, who may call, and what it should answer."""
+
+    url: str
+    keys: dict[str, str]
+    pictures: list[Any]
+    exact: list[Score]
+
+    def client(self, lane: str = "others") -> AsyncRewardClient:
+        return AsyncRewardClient(self.url, api_key=self.keys[lane])
+
+    def check(self, scores: list[Score], first: int, last: int) -> None:
+        exact = [score.value for score in self.exact[first:last]]
+        assert [score.value for score in scores] == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One CLIP behind HTTP; few images at once, so that it fills within seconds."""
+    folder = tmp_path_factory.mktemp("load")
+    model = make_model(folder / "clip")
+    made = {lane: new_key(lane, lane) for lane in ("train", "others")}
+    (folder / "keys.yaml").write_text("\n".join(line for _, line in made.values()), encoding="utf-8")
+    clip = {"scorer": "clip", "options": {"model": str(model)}, "num_cpus": 0.5, "health_check_period_s": 1}
+    http = {"keys": str(folder / "keys.yaml"), "images_at_once": 64, "images_waiting": 128}
+    port = free_port()
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    served = {"rewards": {"clip": clip | {"batch": {"max_images": IMAGES}}}, "http": http | {"port": port}}
+    deploy(ServicesConfig.model_validate(served))
+    pictures = draw(2 * IMAGES)
+    exact = ClipScorer(str(model)).score(pictures, [PROMPT] * len(pictures))
+    keys = {lane: key for lane, (key, _) in made.items()}
+    yield Service(f"http://127.0.0.1:{port}", keys, pictures, exact)
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("victim", ["clip", "_ingress"])
+def test_a_killed_process_costs_no_item(service: Service, victim: str) -> None:
+    """kill -9 while six callers have four images each under way; all go on until the service is back."""
+    ends: list[float] = []
+
+    async def call(number: int, done: asyncio.Event) -> None:
+        first, last = 4 * number, 4 * number + 4
+        async with service.client() as client:
+            while not done.is_set():
+                pictures, prompts = service.pictures[first:last], [PROMPT] * 4
+                scores = await client.score(pictures, prompts, rewards=["clip"], deadline_s=120)
+                service.check(scores["clip"], first, last)
+                ends.append(time.monotonic())
+
+    async def run() -> float:
+        done = asyncio.Event()
+        callers = [asyncio.create_task(call(number, done)) for number in range(CALLERS)]
+        await asyncio.sleep(2)
+        (pid,) = replica_pids(victim)
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        while sum(end > killed for end in ends) < 3 * CALLERS:
+            await asyncio.sleep(0.1)
+        done.set()
+        await asyncio.gather(*callers)
+        return killed
+
+    killed = asyncio.run(run())
+    after = sorted(end for end in ends if end > killed)
+    gaps = [second - first for first, second in zip([killed, *after], after, strict=False)]
+    print(f"{victim}: {len(ends)} calls of 4 images, the longest without an answer {max(gaps):.1f} s")
+    assert replica_pids(victim)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How a request of 16 images ended."""
+
+    status: int
+    retry_after: str
+    seconds: float
+
+
+Request = Callable[[], Coroutine[Any, Any, Answered]]
+
+
+def requests(service: Service, http: httpx.AsyncClient, lane: str) -> Request:
+    """Scoring requests without any retry."""
+    (call,) = score_calls(attached(service.pictures[:IMAGES]), [PROMPT] * IMAGES, ["clip"])
+    headers = {**call.headers, "authorization": f"Bearer {service.keys[lane]}"}
+
+    async def request() -> Answered:
+        began = time.monotonic()
+        reply = await http.post("/v1/scores", content=call.body(60.0), headers=headers)
+        after = reply.headers.get("retry-after", "")
+        return Answered(reply.status_code, after, time.monotonic() - began)
+
+    return request
+
+
+async def goodput(request: Request, *, callers: int, seconds: float) -> tuple[float, list[Answered]]:
+    """Images a second that callers get who ask again as soon as they are answered."""
+    ends = time.monotonic() + seconds
+    answers: list[Answered] = []
+
+    async def ask() -> None:
+        while time.monotonic() < ends:
+            answers.append(await request())
+
+    began = time.monotonic()
+    await asyncio.gather(*(ask() for _ in range(callers)))
+    good = [answer for answer in answers if answer.status == 200]
+    return IMAGES * len(good) / (time.monotonic() - began), answers
+
+
+async def offered(request: Request, images_per_s: float, seconds: float) -> tuple[list[Answered], int]:
+    """Answers to requests that come at a steady pace, whatever becomes of them; how many served in time."""
+    began = time.monotonic()
+    sent: list[asyncio.Task[Answered]] = []
+    while (passed := time.monotonic() - began) < seconds:
+        due = int(images_per_s / IMAGES * passed)
+        sent += [asyncio.create_task(request()) for _ in range(due - len(sent))]
+        await asyncio.sleep(0.005)
+    in_time = sum(task.result().status == 200 for task in sent if task.done())
+    return await asyncio.gather(*sent), in_time
+
+
+@dataclass(frozen=True)
+class Overload:
+    """What came of it: images a second that can be served, the answers, and those to the `train` key."""
+
+    capacity: float
+    answers: list[Answered]
+    trained: list[Answered]
+    served_per_s: float
+
+
+async def overload(service: Service, times: float, seconds: float) -> Overload:
+    """Measure what can be served, ask so many times more while one caller trains, and measure again."""
+    async with httpx.AsyncClient(
+        base_url=service.url, timeout=60, limits=httpx.Limits(max_connections=None)
+    ) as http:
+        others, train = (requests(service, http, lane) for lane in ("others", "train"))
+        await goodput(others, callers=4, seconds=2)
+        before, _ = await goodput(others, callers=4, seconds=6)
+        training = asyncio.create_task(goodput(train, callers=1, seconds=seconds))
+        answers, in_time = await offered(others, times * before, seconds)
+        trained_per_s, trained = await training
+        after, _ = await goodput(others, callers=4, seconds=6)
+    served_per_s = IMAGES * in_time / seconds + trained_per_s
+    return Overload((before + after) / 2, answers, trained, served_per_s)
+
+
+@pytest.mark.slow
+def test_overload_is_refused_at_once_and_what_is_admitted_is_served(service: Service) -> None:
+    """Four times what can be served is asked, at a steady pace; one caller has a key of the `train` lane."""
+    found = asyncio.run(overload(service, times=4, seconds=15))
+    served = [one for one in found.answers if one.status == 200]
+    refused = [one for one in found.answers if one.status == 429]
+    slowest = statistics.quantiles([one.seconds for one in refused], n=20)[-1]
+    first, second = (statistics.median(one.seconds for one in group) for group in (found.trained, served))
+    print(
+        f"capacity {found.capacity:.0f} images/s, served {found.served_per_s:.0f} under 4 times that; "
+        f"{len(refused)} of {len(found.answers)} refused, 95 % of them within {slowest:.2f} s; "
+        f"median seconds of the train key {first:.2f}, of others {second:.2f}"
+    )
+    assert len(served) + len(refused) == len(found.answers)
+    assert all(int(one.retry_after) > 0 for one in refused)
+    assert all(one.status == 200 for one in found.trained)
+    assert first < second
+    assert found.served_per_s > 0.9 * found.capacity
+    assert slowest < 1.0
+
+
+def test_the_service_is_well_afterwards(service: Service) -> None:
+    async def run() -> None:
+        scores = await connect().score(
+            service.pictures, [PROMPT] * len(service.pictures), rewards=["clip"], deadline_s=60
+        )
+        service.check(scores["clip"], 0, len(service.pictures))
+
+    asyncio.run(run())
