@@ -134,7 +134,7 @@ def attach(picture: Picture) -> Attachment:
     if isinstance(picture, str | Path):
         picture = _bytes_of(Path(picture))
     if isinstance(picture, bytes):
-        return Attachment(_media_type(picture), picture)
+        return Attachment(media_type_of(picture), picture)
     if isinstance(picture, Image.Image):
         _check_mode(picture)
         picture = np.asarray(picture.convert("RGB"), dtype=np.uint8)
@@ -170,7 +170,8 @@ def check_array(array: object) -> None:
         raise ImageInvalid(f"an image is an (H, W, 3) uint8 array, not {array.shape} {array.dtype}")
 
 
-def _media_type(encoded: bytes) -> str:
+def media_type_of(encoded: bytes) -> str:
+    """What an encoded image's first twelve bytes say it is; raises `MediaTypeUnsupported`."""
     if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "image/webp"
     for signature, media_type in _SIGNATURES.items():

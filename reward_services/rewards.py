@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_services.errors import RequestInvalid, RewardUnknown
+from reward_services.errors import RequestInvalid, RewardNotReady, RewardUnknown
 from reward_services.schema import RewardInfo, Score
 
 
@@ -49,3 +49,10 @@ def check_known(asked: Collection[str], served: Collection[str]) -> None:
             near = difflib.get_close_matches(name, served, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(served))}"
             raise RewardUnknown(f"no reward {name!r}; {hint}")
+
+
+def check_ready(served: Collection[RewardInfo]) -> None:
+    """Raises `RewardNotReady`, with their names, when some of these cannot score yet."""
+    waiting = [info.id for info in served if not info.ready]
+    if waiting:
+        raise RewardNotReady(f"not ready: {', '.join(waiting)}")

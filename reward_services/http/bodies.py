@@ -37,7 +37,7 @@ async def read_body(content_type: str, chunks: AsyncIterable[bytes], limits: Lim
     try:
         request = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+        raise explained(error) from error
     return Asked(request, [item.image for item in request.items])
 
 
@@ -50,7 +50,7 @@ def _of_form(form: Form) -> Asked:
     try:
         request = FormRequest.model_validate_json(part.content)
     except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from error
+        raise explained(error) from error
     unused = set(form) - {REQUEST} - {item.image.part for item in request.items}
     if unused:
         raise RequestInvalid(f"no item names the part {min(unused)!r}")
@@ -63,6 +63,11 @@ def _image(index: int, item: FormItem, form: Form) -> Attachment | RewardError:
         field = InvalidField(pointer=f"/items/{index}/image/part", detail="no part of the form has this name")
         raise RequestInvalid(f"{field.pointer}: {field.detail}", fields=(field,))
     return Attachment(part.media_type, part.content, item.image.shape) if isinstance(part, Part) else part
+
+
+def explained(error: ValidationError) -> RewardError:
+    """As `invalid`, of everything that pydantic found."""
+    return invalid(error.errors(include_url=False, include_context=False, include_input=False))
 
 
 def invalid(found: Sequence[Mapping[str, Any]]) -> RewardError:

@@ -15,18 +15,24 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+_JSON, _FORM = b"application/json", b"multipart/form-data"
+_UNTYPED = (b"", b"application/octet-stream")
+
 
 class BodyGuard:
     """Lets the application see a body only as far as it keeps to the limits.
 
-    Content-Length is not trusted: what arrives is counted. JSON is read completely before the application
+    Content-Length is not trusted: what arrives is counted. A body is read completely before the application
     begins, and what breaks a limit is answered 408, 413 or 415. A multipart form is passed on as it arrives,
     for the application to bound its parts too; then it is the application's `receive` that raises.
+
+    `untyped` are the beginnings of paths whose clients send bytes, or do not say what they send.
     """
 
-    def __init__(self, app: App, limits: Limits) -> None:
+    def __init__(self, app: App, limits: Limits, untyped: tuple[str, ...] = ()) -> None:
         self._app = app
         self._limits = limits
+        self._untyped = untyped
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -35,17 +41,18 @@ class BodyGuard:
             return
         bounded = _bounded(receive, self._limits)
         try:
-            media_type = self._checked_type({name.lower(): value for name, value in scope["headers"]})
-            if media_type == b"application/json":
+            headers = {name.lower(): value for name, value in scope["headers"]}
+            media_type = self._checked_type(headers, scope["path"])
+            if media_type != _FORM:
                 bounded = _replay(await _whole(bounded), receive)
         except RewardError as error:
             await refusal(error, scope)(scope, receive, send)
         else:
             await self._app(scope, bounded, send)
 
-    def _checked_type(self, headers: dict[bytes, bytes]) -> bytes:
+    def _checked_type(self, headers: dict[bytes, bytes], path: str) -> bytes:
         media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        is_read = media_type in {b"application/json", b"multipart/form-data"}
+        is_read = media_type in {_JSON, *(_UNTYPED if path.startswith(self._untyped) else [_FORM])}
         if not is_read or headers.get(b"content-encoding", b"identity") != b"identity":
             raise MediaTypeUnsupported(
                 "send the body as application/json or multipart/form-data, without content-encoding"

@@ -2,8 +2,9 @@
 
 import pytest
 
-from reward_services import RequestInvalid, RewardUnknown
-from reward_services.rewards import check_batch, check_known
+from reward_services import RequestInvalid, RewardNotReady, RewardUnknown
+from reward_services.rewards import check_batch, check_known, check_ready
+from reward_services.scorers.jpeg import JpegScorer
 
 
 def test_a_batch_has_one_prompt_per_image() -> None:
@@ -18,3 +19,11 @@ def test_an_unknown_reward_names_the_nearest() -> None:
         check_known(["clip", "clop"], {"clip", "jpeg"})
     with pytest.raises(RewardUnknown, match="there are: clip, jpeg"):
         check_known(["aesthetic"], {"jpeg", "clip"})
+
+
+def test_what_is_not_ready_is_named() -> None:
+    infos = [JpegScorer().describe(name, max_items=1) for name in ("a", "b", "c")]
+    check_ready(infos)
+    waiting = [infos[0], *(info.model_copy(update={"ready": False}) for info in infos[1:])]
+    with pytest.raises(RewardNotReady, match="not ready: b, c"):
+        check_ready(waiting)

@@ -28,11 +28,11 @@ async def length_of_body(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def send(method: str = "POST", **content: Any) -> httpx.Response:
+def send(method: str = "POST", path: str = "/", **content: Any) -> httpx.Response:
     async def sent() -> httpx.Response:
-        transport = httpx.ASGITransport(BodyGuard(length_of_body, LIMITS))
+        transport = httpx.ASGITransport(BodyGuard(length_of_body, LIMITS, untyped=("/old/",)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, "/", **content)
+            return await client.request(method, path, **content)
 
     return asyncio.run(sent())
 
@@ -93,6 +93,17 @@ def test_a_charset_is_fine_and_reading_needs_no_type() -> None:
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/octet-stream"}, JSON])
+def test_old_clients_send_bytes_or_do_not_say_what(headers: dict[str, str]) -> None:
+    """On their paths alone, as bounded as any other, and no form."""
+    assert send(path="/old/a", content=b"\0" * 1000, headers=headers).text == "1000"
+    assert send(path="/old/a", content=b"\0" * 1001, headers=headers).status_code == 413
+    assert send(path="/old/a", content=chunks(10, 1, pause_s=0.1), headers=headers).status_code == 408
+    assert send(path="/old/a", content=b"", headers=FORM).status_code == 415
+    if headers != JSON:
+        assert send(path="/new/old/a", content=b"", headers=headers).status_code == 415
+
+
 def test_a_form_is_passed_on_as_it_arrives() -> None:
     """The application sees the first chunk before the second is sent."""
 
@@ -109,7 +120,8 @@ def test_a_form_is_passed_on_as_it_arrives() -> None:
             await asyncio.wait_for(seen.wait(), 5)
             yield b"second"
 
-        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"multipart/form-data")]}
+        headers = [(b"content-type", b"multipart/form-data")]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
         chunks, sent = body(), []
 
         async def receive() -> dict[str, Any]:
@@ -151,7 +163,8 @@ def test_the_time_for_a_body_does_not_bound_the_answer() -> None:
         async def refused(message: Any) -> None:
             raise AssertionError(message)
 
-        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"multipart/form-data")]}
+        headers = [(b"content-type", b"multipart/form-data")]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
         await BodyGuard(application, LIMITS)(scope, receive, refused)
         return heard
 
