@@ -136,6 +136,8 @@ class Http(_Section):
     """Images under way to the rewards from one replica of the endpoint; other callers wait, by lane."""
     images_waiting: PositiveInt = 2048
     """Images of the callers who wait; more are refused with 429."""
+    pickle_routes: bool = False
+    """Whether verl-omni's and flow_grpo's clients are answered, who send pickles; only plain data is read."""
 
     @model_validator(mode="after")
     def _others_need_keys(self) -> Self:

@@ -25,6 +25,8 @@ HOMES = {
     "httpx": {"reward_services/client.py"},
     "prometheus_client": {"reward_services/http/metrics.py"},
     "python_multipart": {"reward_services/http/multipart.py"},
+    # Reads plain data of clients that send nothing else; and the name of an error, for what reads tensors.
+    "pickle": {"reward_services/http/compat/unpickling.py", "reward_services/scorers/weights.py"},
     # The modules that need a cluster; the command lines import them inside the function that starts one.
     "trainer.cluster": {"trainer/cli.py"},
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},

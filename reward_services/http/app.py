@@ -15,9 +15,22 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from reward_services.config import Http
-from reward_services.errors import ERRORS, PROBLEM_PREFIX, ReplicaFailed, RewardError, RewardNotReady
+from reward_services.errors import ERRORS, PROBLEM_PREFIX, ReplicaFailed, RewardError
 from reward_services.http.bodies import invalid, read_body
 from reward_services.http.body_guard import BodyGuard
+from reward_services.http.compat import (
+    FLOW_GRPO,
+    OPEN_INFERENCE,
+    VERL_OMNI,
+    flow_factory,
+    flow_grpo,
+    open_inference,
+    openrlhf,
+    unirl,
+    verl_omni,
+    vllm,
+)
+from reward_services.http.compat.interpreter import Interpreter
 from reward_services.http.gate import Gate
 from reward_services.http.keys import open_keys
 from reward_services.http.lanes import Lanes
@@ -27,7 +40,7 @@ from reward_services.http.problems import refusal, written
 from reward_services.http.quota import Quotas
 from reward_services.http.request_log import RequestLog
 from reward_services.http.scoring import Scoring
-from reward_services.rewards import Rewards, check_known
+from reward_services.rewards import Rewards, check_known, check_ready
 from reward_services.schema import Limits, Problem, RewardInfo, RewardList, ScoreResponse
 
 
@@ -44,7 +57,8 @@ class Api(FastAPI):
 def create_app(
     rewards: Rewards, *, limits: Limits | None = None, http: Http | None = None, echo_ids: bool = True
 ) -> FastAPI:
-    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
+    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs,
+    and the dialects of `compat`.
 
     `echo_ids` is whether request ids are echoed here; Serve's proxy does it by itself.
 
@@ -55,7 +69,8 @@ def create_app(
     lanes = Lanes(at_once=settings.images_at_once, waiting=settings.images_waiting)
     metrics = Metrics(lanes)
     app = Api(title="Reward services", version="1")
-    app.add_middleware(BodyGuard, limits=bounds)
+    pickles = (VERL_OMNI, FLOW_GRPO) if settings.pickle_routes else ()
+    app.add_middleware(BodyGuard, limits=bounds, untyped=(OPEN_INFERENCE, *pickles))
     app.add_middleware(Gate, keys=open_keys(settings.keys))
     app.add_middleware(RequestLog, metrics=metrics, echoes=echo_ids)
     app.add_exception_handler(RewardError, _on_reward_error)
@@ -63,7 +78,9 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
     quotas = Quotas(share=1 / settings.num_replicas)
-    _add_scoring(app, Scoring(rewards, bounds, lanes, quotas, metrics), bounds)
+    scoring = Scoring(rewards, bounds, lanes, quotas, metrics)
+    _add_scoring(app, scoring, bounds)
+    _add_dialects(app, Interpreter(scoring, rewards, bounds), with_pickles=settings.pickle_routes)
     _add_rewards(app, rewards, bounds)
     _add_probes(app, rewards)
     _add_metrics(app, metrics)
@@ -76,6 +93,13 @@ def _add_scoring(app: FastAPI, scoring: Scoring, limits: Limits) -> None:
         """Score every item by every reward named: one score or one problem each, in order."""
         asked = await read_body(request.headers["content-type"], request.stream(), limits)
         return await scoring.answer(asked, request.state.caller)
+
+
+def _add_dialects(app: FastAPI, interpreter: Interpreter, *, with_pickles: bool) -> None:
+    spoken = [flow_factory.routes, open_inference.routes, openrlhf.routes, unirl.routes, vllm.routes]
+    spoken += [flow_grpo.routes, verl_omni.routes] if with_pickles else []
+    for route in (route for routes in spoken for route in routes(interpreter)):
+        app.add_api_route(route.path, route.endpoint, methods=[route.method])
 
 
 def _add_rewards(app: FastAPI, rewards: Rewards, limits: Limits) -> None:
@@ -101,9 +125,7 @@ def _add_probes(app: FastAPI, rewards: Rewards) -> None:
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Whether every reward answers."""
-        waiting = [info.id for info in await rewards.describe() if not info.ready]
-        if waiting:
-            raise RewardNotReady(f"not ready: {', '.join(waiting)}")
+        check_ready(await rewards.describe())
         return {"status": "ok"}
 
     @app.get(PROBLEM_PREFIX + "{slug}")

@@ -52,7 +52,7 @@ class BodyGuard:
 
     def _checked_type(self, headers: dict[bytes, bytes], path: str) -> bytes:
         media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        is_read = media_type in {_JSON, *(_UNTYPED if path.startswith(self._untyped) else [_FORM])}
+        is_read = media_type in {_JSON, *(_UNTYPED if path.startswith(self._untyped) else (_FORM,))}
         if not is_read or headers.get(b"content-encoding", b"identity") != b"identity":
             raise MediaTypeUnsupported(
                 "send the body as application/json or multipart/form-data, without content-encoding"

@@ -5,6 +5,7 @@ What it does not know is closed: a route added later needs a key unless it is li
 
 from __future__ import annotations
 
+import base64
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from reward_services.http.body_guard import App, Receive, Send
 from reward_services.http.keys import ANYONE, Caller, Keys, is_loopback
 from reward_services.http.problems import refusal
 
-OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/redoc"})
+OPEN = frozenset(
+    {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/redoc"}
+)
 """Routes that answer anyone, as problem types do: probes carry no keys, the documentation holds no data."""
 
 
@@ -44,11 +47,23 @@ class Gate:
             if not is_loopback(host):
                 raise NotPermitted("this server has no keys and answers its own machine only; set http.keys")
             return ANYONE
-        scheme, _, presented = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        caller = self._keys.find(presented.strip()) if scheme.lower() == b"bearer" else None
+        presented = _presented(dict(scope["headers"]).get(b"authorization", b""))
+        caller = self._keys.find(presented) if presented is not None else None
         if caller is None:
             raise KeyInvalid("send `Authorization: Bearer KEY` with a key that this server knows")
         return caller
+
+
+def _presented(authorization: bytes) -> bytes | None:
+    """A bearer's key, or else the password of http://any:KEY@host: some clients can be told no more."""
+    scheme, _, rest = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return rest.strip()
+    try:
+        _, colon, password = base64.b64decode(rest.strip(), validate=True).partition(b":")
+    except ValueError:
+        return None
+    return password if scheme.lower() == b"basic" and colon else None
 
 
 def is_open(path: str) -> bool:

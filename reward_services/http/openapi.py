@@ -15,6 +15,8 @@ from reward_services.errors import (
     RewardError,
     ServerUnreachable,
 )
+from reward_services.http.compat import FLOW_GRPO, VERL_OMNI
+from reward_services.http.compat.open_inference import INFER, InferRequest
 from reward_services.http.gate import is_open
 from reward_services.http.multipart import REQUEST
 from reward_services.http.problems import PROBLEM_MEDIA_TYPE
@@ -34,6 +36,8 @@ from reward_services.schema import (
 
 SCORES = "/v1/scores"
 
+_BYTES = {"type": "string", "format": "binary"}
+_PICKLE = {"application/octet-stream": {"schema": _BYTES}}
 _NEVER_SERVED = {ConfigInvalid, ServerUnreachable, BadAnswer}
 _REF = "#/components/schemas/"
 _REQUEST_ID = "6f1d2a0c4b8e4d7f9a3b5c7d9e1f2a3b"
@@ -86,20 +90,30 @@ def complete(document: dict[str, Any]) -> None:
     schemas = components.setdefault("schemas", {})
     for generated in ("HTTPValidationError", "ValidationError"):
         schemas.pop(generated, None)
-    for model in (Problem, ScoreRequest, FormRequest):
+    for model in (Problem, ScoreRequest, FormRequest, InferRequest):
         schemas |= _schemas(model)
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "password": {"type": "http", "scheme": "basic", "description": "The key as password of any name"},
+    }
     components["headers"] = {
         "X-Request-Id": {
             "description": "The request's id, as sent or made",
             "schema": {"type": "string"},
         }
     }
-    document["security"] = [{"key": []}]
+    document["security"] = [{"key": []}, {"password": []}]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _complete_operation(path, method, operation)
     document["paths"][SCORES]["post"]["requestBody"] = _scores_body()
+    document["paths"][INFER]["post"]["requestBody"] = {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": f"{_REF}InferRequest"}},
+            "application/octet-stream": {"schema": _BYTES},
+        },
+    }
 
 
 def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> None:
@@ -107,6 +121,9 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> No
         operation["security"] = []
     responses = operation["responses"]
     responses.pop("422", None)
+    if path.startswith((VERL_OMNI, FLOW_GRPO)):
+        operation["requestBody"] = {"required": True, "content": _PICKLE}
+        responses["200"]["content"] = _PICKLE
     if path in _ANSWERS:
         responses["200"]["content"]["application/json"]["example"] = _json(_ANSWERS[path])
     responses |= {str(status): _problem_response(status) for status in sorted(_statuses(path, method))}
@@ -119,7 +136,7 @@ def _statuses(path: str, method: str) -> set[int]:
     statuses = {500}
     if not is_open(path):
         statuses |= {401, 403}
-    if not is_open(path) or path == "/readyz":
+    if not is_open(path) or path in {"/readyz", "/v2/health/ready"}:
         statuses |= {503}
     if "{" in path:
         statuses |= {404}
@@ -150,7 +167,7 @@ def _scores_body() -> dict[str, Any]:
         "type": "object",
         "required": [REQUEST],
         "properties": {REQUEST: {"$ref": f"{_REF}FormRequest"}},
-        "additionalProperties": {"type": "string", "format": "binary"},
+        "additionalProperties": _BYTES,
     }
     return {
         "required": True,

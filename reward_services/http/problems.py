@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from reward_services.errors import RewardError
+from reward_services.http.compat import OPEN_INFERENCE
 from reward_services.schema import Problem
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -33,4 +34,7 @@ def written(
 ) -> JSONResponse:
     """A problem as the response to a request, with the request's id."""
     known = problem.model_copy(update={"request_id": scope.get("state", {}).get("request_id")})
-    return JSONResponse(known.model_dump(), problem.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+    content = known.model_dump()
+    if scope.get("path", "").startswith(OPEN_INFERENCE):
+        content["error"] = problem.detail or problem.title  # what clients of that protocol show
+    return JSONResponse(content, problem.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)

@@ -19,6 +19,14 @@ def test_a_problem_says_what_and_of_which_request() -> None:
     assert "request_id" not in json.loads(bytes(refusal(TooLarge(), {"type": "http"}).body))
 
 
+def test_clients_of_open_inference_find_their_error() -> None:
+    """RFC 9457 allows members of one's own; elsewhere there is none."""
+    for error, told in [(TooLarge("65 items"), "65 items"), (TooLarge(), "A limit is exceeded")]:
+        body = json.loads(bytes(refusal(error, {**SCOPE, "path": "/v2/models/jpeg/infer"}).body))
+        assert (body["error"], body["type"]) == (told, "/problems/too-large")
+    assert b"error" not in bytes(refusal(TooLarge(), {**SCOPE, "path": "/v1/scores"}).body)
+
+
 @pytest.mark.parametrize(
     ("error", "header", "value"),
     [
