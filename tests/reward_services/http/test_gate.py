@@ -170,6 +170,15 @@ def test_a_key_for_one_reward_opens_no_other(
     assert ("may not use other" in response.text) is (status == 403)
 
 
+def test_a_dialect_opens_no_other_reward_either(
+    api: Api, json_item: Callable[..., Any], draw: Callable[..., Any]
+) -> None:
+    sent = {"prompt": ["a"], "image": [json_item(draw(1)[0])["image"]["data"]]}
+    for reward, status in (("jpeg", 200), ("other", 403)):
+        place = f"http://any:{api.keys['bob']}@test/compat/flow-factory/{reward}/compute"
+        assert api.send("POST", place, json=sent).status_code == status
+
+
 def test_a_stranger_is_refused_before_he_sends_a_body(api: Api, served: Callable[..., Any]) -> None:
     """Over a real connection: 60 MB are announced, nothing of them is sent, and the server hangs up."""
     with (

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from reward_services import Problem, ScoreRequest
+from reward_services.config import Http
 from reward_services.errors import ERRORS
 from reward_services.http.app import create_app
 from reward_services.http.openapi import EXAMPLE
@@ -93,6 +94,21 @@ def test_problems_are_the_only_failures_and_carry_the_request_id(document: dict[
         assert "X-Request-Id" in response["headers"]
         assert status == "200" or list(response["content"]) == ["application/problem+json"]
     assert not re.findall("HTTPValidationError", str(document))
+
+
+def test_every_body_is_described(rewards_here: Callable[..., Any]) -> None:
+    """The dialects' too, those of bytes as bytes."""
+    rewards = rewards_here({"jpeg": JpegScorer()})
+    paths = create_app(rewards, http=Http(pickle_routes=True)).openapi()["paths"]
+    bodies = {
+        path: operations["post"]["requestBody"] for path, operations in paths.items() if "post" in operations
+    }
+    assert len(bodies) == 8
+    for path, body in bodies.items():
+        assert body["required"], path
+        assert all(content["schema"] for content in body["content"].values()), path
+    pickles = {path for path, body in bodies.items() if list(body["content"]) == ["application/octet-stream"]}
+    assert pickles == {"/compat/verl-omni/{reward_id}", "/compat/flow-grpo/{reward_id}"}
 
 
 def test_statuses_of_the_hot_path(document: dict[str, Any]) -> None:

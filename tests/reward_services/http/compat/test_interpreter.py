@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,6 +31,16 @@ from reward_services.http.scoring import Scoring
 from reward_services.images import Attachment
 
 LIMITS = Limits(max_items=3)
+
+
+class Untouched(Sequence[Any]):
+    """A million items, none of which may be looked at."""
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError(index)
 
 
 @pytest.fixture
@@ -63,12 +73,10 @@ def test_an_address_that_leads_elsewhere_is_refused() -> None:
 
 
 def test_items_are_counted_before_anything_is_made_of_them(interpreter: Interpreter) -> None:
-    """A million of them in no time, and a prompt missing."""
-    images = [ImageInvalid("never looked at")] * 1_000_000
     with pytest.raises(TooLarge, match="at most 3 a request"):
-        asyncio.run(interpreter.values(ANYONE, "jpeg", [""] * 1_000_000, images, 10))
+        asyncio.run(interpreter.values(ANYONE, "jpeg", Untouched(), Untouched(), 10))
     with pytest.raises(RequestInvalid, match="one prompt per image"):
-        asyncio.run(interpreter.values(ANYONE, "jpeg", [], images, 10))
+        asyncio.run(interpreter.values(ANYONE, "jpeg", [], [ImageInvalid()], 10))
 
 
 def test_no_item_is_refused(interpreter: Interpreter) -> None:

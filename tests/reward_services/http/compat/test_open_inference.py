@@ -53,11 +53,11 @@ def strings(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def binary(api: Any, header: bytes, *rest: bytes, claims: str | None = None) -> Any:
+def binary(api: Any, header: bytes, *rest: bytes, claims: str | None = None, reward: str = "verifier") -> Any:
     """Sends a body as Triton's clients do: no Content-Type, and a header for the length of the JSON."""
     length = str(len(header)) if claims is None else claims
     headers = {"inference-header-content-length": length}
-    return api.post(INFER, content=b"".join([header, *rest]), headers=headers)
+    return api.post(f"/v2/models/{reward}/infer", content=b"".join([header, *rest]), headers=headers)
 
 
 def score_of(response: Any) -> list[float]:
@@ -99,7 +99,7 @@ def test_tritonclients_json(api: Any, files: list[bytes]) -> None:
 
 def test_tritonclients_binary_pixels(api: Any, drawn: Callable[[str], NDArray[np.uint8]]) -> None:
     """As tritonclient 2.73 sends by default, down to the header's fields."""
-    prompts = strings(*(prompt.encode() for prompt in PROMPTS))
+    prompts = strings(b"a red circle", b"two blue squares")
     pixels = drawn("a red circle").tobytes() * 2
     header = (
         b'{"inputs":[{"name":"prompt","shape":[2],"datatype":"BYTES","parameters":{"binary_data_size":%d}},'
@@ -149,9 +149,16 @@ HEADER = (
 def test_tensors_that_do_not_add_up_are_refused(
     api: Any, header: bytes, rest: bytes, claims: str | None
 ) -> None:
-    response = binary(api, header, rest, claims=claims)
-    assert response.status_code in {400, 422}
-    assert isinstance(response.json()["error"], str)
+    """By a reward that would score a picture of one pixel."""
+    response = binary(api, header, rest, claims=claims, reward="jpeg")
+    assert response.json()["type"] in {"/problems/request-malformed", "/problems/request-invalid"}
+    assert response.json()["error"] == response.json()["detail"]
+
+
+def test_a_pixel_can_be_scored(api: Any) -> None:
+    """What the requests above would be, if they added up."""
+    (score,) = score_of(binary(api, HEADER, b"\1\0\0\0aRGB", reward="jpeg"))
+    assert score < 0
 
 
 def test_failures_are_errors_that_the_protocol_knows(

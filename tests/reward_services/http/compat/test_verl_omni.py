@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reward_services import Overloaded, ReplicaLost, ScoringFailed
+from reward_services.config import Http
 
 PLACE = "/compat/verl-omni"
 BYTES = {"content-type": "application/octet-stream"}
@@ -88,6 +89,7 @@ def test_billions_of_texts_in_a_few_bytes_are_refused_at_once(api: Any) -> None:
 
 
 def test_without_the_switch_there_is_no_such_route(api_of: Callable[..., Any], rewards: Any) -> None:
+    assert not Http().pickle_routes
     off = api_of(rewards, pickle_routes=False)
     for path in (f"{PLACE}/jpeg", "/compat/flow-grpo/jpeg"):
         assert off.post(path, content=pickle.dumps({}), headers=BYTES).status_code == 415
