@@ -57,9 +57,9 @@ class Api(FastAPI):
 def create_app(
     rewards: Rewards, *, limits: Limits | None = None, http: Http | None = None, echo_ids: bool = True
 ) -> FastAPI:
-    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs,
-    and the dialects of `compat`.
+    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
 
+    The wire formats of other reward servers, in `compat`, are routes of it too.
     `echo_ids` is whether request ids are echoed here; Serve's proxy does it by itself.
 
     Raises:
@@ -99,7 +99,7 @@ def _add_dialects(app: FastAPI, interpreter: Interpreter, *, with_pickles: bool)
     spoken = [flow_factory.routes, open_inference.routes, openrlhf.routes, unirl.routes, vllm.routes]
     spoken += [flow_grpo.routes, verl_omni.routes] if with_pickles else []
     for route in (route for routes in spoken for route in routes(interpreter)):
-        app.add_api_route(route.path, route.endpoint, methods=[route.method])
+        app.add_api_route(route.path, route.endpoint, methods=[route.method], tags=["compatibility"])
 
 
 def _add_rewards(app: FastAPI, rewards: Rewards, limits: Limits) -> None:

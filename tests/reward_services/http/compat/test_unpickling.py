@@ -152,8 +152,8 @@ BOMBS = {
     "a number of a million digits": b"\x80\x04\x8b" + (10**6).to_bytes(4, "little") + b"\1" * 10**6 + b".",
     "a number in a million letters": b"I" + b"9" * 10**6 + b"\n.",
     # Tuples of the same two tuples, thirty deep: as a key its hash takes 2 ** 30 steps.
-    "laughing keys": b"\x80\x04})" + b"2\x86" * 30 + b"Ns.",
-    "laughing keys by the memo": b"\x80\x04})" + b"q\x00h\x00\x86" * 30 + b"Ns.",
+    "laughing keys": b"\x80\x04}N" + b"2\x86" * 30 + b"Ns.",
+    "laughing keys by the memo": b"\x80\x04}N" + b"q\x00h\x00\x86" * 30 + b"Ns.",
 }
 
 
