@@ -68,6 +68,12 @@ def problem_of(response: httpx.Response) -> Problem:
     return problem
 
 
+def scores_in(body: Any, reward: str) -> list[Score]:
+    """As the client has them: each with the revision that the answer states."""
+    revision = body["model_revisions"][reward]
+    return [Score.model_validate(item["scores"][reward]).by(revision) for item in body["items"]]
+
+
 def test_scores_are_those_of_the_scorers(
     call: Callable[..., httpx.Response], rewards: Any, draw: Draw, item: Item
 ) -> None:
@@ -80,8 +86,7 @@ def test_scores_are_those_of_the_scorers(
     body = response.json()
     assert [(one["id"], one["index"]) for one in body["items"]] == [(f"p{n}", n) for n in range(4)]
     for name in ("clip", "verifier"):
-        answered = [Score.model_validate(one["scores"][name]) for one in body["items"]]
-        assert answered == rewards.scorers[name].score(images, prompts)
+        assert scores_in(body, name) == rewards.scorers[name].score(images, prompts)
     assert body["model_revisions"] == {name: rewards.scorers[name].revision for name in ("clip", "verifier")}
     assert set(body["timing_ms"]) == {"decode", "score"}
 
@@ -97,7 +102,7 @@ def test_one_bad_item_among_good_ones(
     items[4]["prompt"] = "red " * 26
     body = call("POST", "/v1/scores", json={"rewards": ["jpeg", "clip"], "items": items}).json()
     for name in ("jpeg", "clip"):
-        scores = [Score.model_validate(one["scores"][name]) for one in body["items"]]
+        scores = scores_in(body, name)
         statuses = [score.error.status if score.error else 200 for score in scores]
         assert statuses == [200, 422, 415, 413, 413, 200]
         exact = rewards.scorers[name].score([images[0], images[5]], ["a red circle"] * 2)
@@ -255,9 +260,9 @@ def test_form_and_json_give_the_same_scores(
         "large": ("c", bytes(65 * 65 * 3), "application/octet-stream"),
         "torn": ("d.webp", b"torn", "image/webp"),
     }
-    answered = call("POST", "/v1/scores", files=files).json()["items"]
+    answered = call("POST", "/v1/scores", files=files).json()
     for name in ("clip", "jpeg"):
-        scores = [Score.model_validate(one["scores"][name]) for one in answered]
+        scores = scores_in(answered, name)
         assert [score.error.status if score.error else 200 for score in scores] == [200, 200, 413, 422, 200]
         exact = rewards.scorers[name].score([images[0], images[1], images[0]], ["a", "b", "e"])
         assert [scores[0], scores[1], scores[4]] == exact
