@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from reward_services.errors import BodyTimeout, MediaTypeUnsupported, RewardError, TooLarge
+from reward_services.http.json_values import check_values
 from reward_services.http.problems import refusal
 from reward_services.schema import Limits
 
@@ -15,13 +16,16 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+_MOST_DIGITS = 18
+
 
 class BodyGuard:
     """Lets the application see a body only as far as it keeps to the limits.
 
     Content-Length is not trusted: what arrives is counted. JSON is read completely before the application
     begins, and what breaks a limit is answered 408, 413 or 415. A multipart form is passed on as it arrives,
-    for the application to bound its parts too; then it is the application's `receive` that raises.
+    for the application to bound its parts too; then it is the application's `receive` that raises. So it is
+    where no body belongs or none is announced: what there is to say is the route's.
     """
 
     def __init__(self, app: App, limits: Limits) -> None:
@@ -34,10 +38,16 @@ class BodyGuard:
             await self._app(scope, receive, send)
             return
         bounded = _bounded(receive, self._limits)
+        # Of several headers the first counts, as it does for the application.
+        headers = {name.lower(): value for name, value in reversed(list(scope["headers"]))}
+        if scope["method"] != "POST" or not _is_announced(headers):
+            await self._app(scope, bounded, send)
+            return
         try:
-            media_type = self._checked_type({name.lower(): value for name, value in scope["headers"]})
-            if media_type == b"application/json":
-                bounded = _replay(await _whole(bounded), receive)
+            if self._checked_type(headers) == b"application/json":
+                body = await _whole(bounded)
+                check_values(body, self._limits)
+                bounded = _replay(body, receive)
         except RewardError as error:
             await refusal(error, scope)(scope, receive, send)
         else:
@@ -51,9 +61,14 @@ class BodyGuard:
                 "send the body as application/json or multipart/form-data, without content-encoding"
             )
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
+        if not length.isdigit() or len(length) > _MOST_DIGITS or int(length) > self._limits.max_body_bytes:
             raise _too_large(self._limits)
         return media_type
+
+
+def _is_announced(headers: dict[bytes, bytes]) -> bool:
+    length = headers.get(b"content-length", b"0")
+    return length != b"0" or b"transfer-encoding" in headers or b"content-type" in headers
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:
