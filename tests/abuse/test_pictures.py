@@ -1,7 +1,7 @@
 """Bombs, torn files and lies, in JSON and forms: typed failures, bounded memory, exact neighbours."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -17,7 +17,9 @@ MEMORY, SECONDS = 256 * 2**20, 60.0
 GOOD = png(PICTURE)
 
 
-def form(parts: dict[str, tuple[str, bytes, tuple[int, ...] | None]], rewards: list[str]) -> dict[str, Any]:
+def form(
+    parts: Mapping[str, tuple[str, bytes, tuple[int, ...] | None]], rewards: list[str]
+) -> dict[str, Any]:
     """A form with an item a part: media type, bytes, and the shape of an array."""
     items = [
         {"prompt": "a red circle", "image": {"part": name} | ({"shape": shape} if shape else {})}
