@@ -28,7 +28,7 @@ def fuzz(victim: Victim, folder: Path, *, examples: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("examples", "requests"), [(100, 900), pytest.param(3000, 20_000, marks=pytest.mark.slow)]
+    ("examples", "requests"), [(60, 600), pytest.param(3000, 20_000, marks=pytest.mark.slow)]
 )
 def test_every_answer_is_described(tmp_path: Path, examples: int, requests: int) -> None:
     (tmp_path / "keys.yaml").write_text(KEYS, encoding="utf-8")
