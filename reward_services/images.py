@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reward_services.errors import ImageInvalid, MediaTypeUnsupported, TooLarge
+from reward_services.errors import ImageInvalid, MediaTypeUnsupported, RewardError, TooLarge
 from reward_services.schema import ImageRef, Limits
 
 Picture = NDArray[np.uint8] | Image.Image | bytes | Path | str
@@ -26,15 +24,9 @@ RAW_MEDIA_TYPE = "application/octet-stream"
 _FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-# Everything that Pillow's PNG, JPEG and WebP readers are known to raise on hostile bytes.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
+# Progressive JPEGs have about ten. Each costs a pass over all pixels and may have ten bytes: 16 MB of them
+# would keep a core busy for a day. Within a scan these two bytes cannot occur.
+_SCAN, _MOST_SCANS = b"\xff\xda", 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +52,11 @@ def decode(ref: ImageRef, limits: Limits) -> NDArray[np.uint8]:
 
 
 def read(image: Attachment, limits: Limits) -> NDArray[np.uint8]:
-    """The picture as (H, W, 3) uint8. Alpha is dropped and a palette resolved, as CLIP's own code does.
+    """The picture as (H, W, 3) uint8, as CLIP's own code has it.
 
-    Size is checked before anything is decoded: encoded bytes first, pixels from the header next.
+    Alpha is dropped, a palette resolved, 16 bits of a colour cut to 8; no profile is applied, and nothing is
+    turned: EXIF's orientation is for viewers. Size is checked before anything is decoded: encoded bytes
+    first, pixels from the header next.
 
     Raises:
         MediaTypeUnsupported, TooLarge, ImageInvalid: whatever stands in the way.
@@ -73,13 +67,17 @@ def read(image: Attachment, limits: Limits) -> NDArray[np.uint8]:
         raise _not_read(image.media_type)
     if len(image.content) > limits.max_image_bytes:
         raise _too_many_bytes(limits)
+    if image.content.count(_SCAN) > _MOST_SCANS and image.media_type == "image/jpeg":
+        raise TooLarge(f"the JPEG has more than {_MOST_SCANS} scans; save it as an ordinary one")
     try:
         with Image.open(io.BytesIO(image.content), formats=[_FORMATS[image.media_type]]) as picture:
             _check_header(picture, limits)
             return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    except RewardError:
+        raise
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(limits) from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # whatever else Pillow raises on hostile bytes: there is no list of it
         raise ImageInvalid(f"no readable {image.media_type}: {type(error).__name__}") from error
 
 

@@ -6,7 +6,7 @@ unknown keys; what else a server answers ignores them, so that a field added lat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from reward_services.errors import RewardError
 
 Modality = Literal["text", "image"]
+Whole = Annotated[int, Field(gt=0, strict=True)]
+"""A positive integer that is written as one: neither `true` nor "1"."""
 Lane = Literal["train", "eval", "others"]
 """Who goes first where callers wait: `train` before `eval` before `others`."""
 
@@ -142,7 +144,7 @@ class PartRef(_Sent):
     """
 
     part: str = Field(max_length=64)
-    shape: tuple[PositiveInt, PositiveInt, Literal[3]] | None = Field(default=None, exclude_if=_absent)
+    shape: tuple[Whole, Whole, Literal[3]] | None = Field(default=None, exclude_if=_absent)
     dtype: Literal["uint8"] = "uint8"
 
 
@@ -166,11 +168,11 @@ class FormItem(_Item):
 class ScoreOptions(_Sent):
     """How to score: `deadline_ms` is the longest wait, after which what is missing has failed."""
 
-    deadline_ms: PositiveInt = 30_000
+    deadline_ms: Whole = 30_000
 
 
 class _Request(_Sent):
-    rewards: tuple[str, ...] = Field(min_length=1, max_length=64)
+    rewards: tuple[Annotated[str, Field(max_length=64)], ...] = Field(min_length=1, max_length=64)
     options: ScoreOptions = ScoreOptions()
 
     @model_validator(mode="after")

@@ -91,7 +91,7 @@ def _add_scoring(app: FastAPI, scoring: Scoring, limits: Limits) -> None:
     @app.post(SCORES)
     async def scores(request: Request) -> ScoreResponse:
         """Score every item by every reward named: one score or one problem each, in order."""
-        asked = await read_body(request.headers["content-type"], request.stream(), limits)
+        asked = await read_body(request.headers.get("content-type", ""), request.stream(), limits)
         return await scoring.answer(asked, request.state.caller)
 
 

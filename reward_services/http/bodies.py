@@ -8,12 +8,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reward_services.errors import RequestInvalid, RequestMalformed, RewardError, TooLarge
+from reward_services.errors import (
+    MediaTypeUnsupported,
+    RequestInvalid,
+    RequestMalformed,
+    RewardError,
+    TooLarge,
+)
+from reward_services.http.json_values import check_values
 from reward_services.http.multipart import REQUEST, Form, Part, read_form
 from reward_services.images import Attachment
 from reward_services.schema import FormItem, FormRequest, ImageRef, InvalidField, Limits, ScoreRequest
 
-_MOST_FIELDS = 20
+_MOST_FIELDS, _LONGEST_KEY = 20, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +35,15 @@ async def read_body(content_type: str, chunks: AsyncIterable[bytes], limits: Lim
     """The request in a body of type application/json or multipart/form-data.
 
     Raises:
+        MediaTypeUnsupported: it has no type, as nothing was sent.
         RequestMalformed: it is neither.
         RequestInvalid: it does not say what to score, or names a part that is not there.
+        TooLarge: its form has more parts, or more values in its JSON, than a request has use for.
     """
+    if not content_type:
+        raise MediaTypeUnsupported("send a body as application/json or multipart/form-data")
     if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
-        return _of_form(await read_form(content_type, chunks, limits))
+        return _of_form(await read_form(content_type, chunks, limits), limits)
     body = b"".join([chunk async for chunk in chunks])
     try:
         request = ScoreRequest.model_validate_json(body)
@@ -41,12 +52,13 @@ async def read_body(content_type: str, chunks: AsyncIterable[bytes], limits: Lim
     return Asked(request, [item.image for item in request.items])
 
 
-def _of_form(form: Form) -> Asked:
+def _of_form(form: Form, limits: Limits) -> Asked:
     part = form.get(REQUEST)
     if isinstance(part, TooLarge):
         raise part
     if part is None or part.media_type != "application/json":
         raise RequestMalformed(f"a form has a part {REQUEST!r} of type application/json")
+    check_values(part.content, limits)
     try:
         request = FormRequest.model_validate_json(part.content)
     except ValidationError as error:
@@ -75,7 +87,12 @@ def invalid(found: Sequence[Mapping[str, Any]]) -> RewardError:
     if any(one["type"] == "json_invalid" for one in found):
         return RequestMalformed("the body is not JSON")
     fields = tuple(
-        InvalidField(pointer="/" + "/".join(str(part) for part in one["loc"]), detail=one["msg"])
+        InvalidField(pointer="".join(_step(part) for part in one["loc"]), detail=one["msg"])
         for one in found[:_MOST_FIELDS]
     )
     return RequestInvalid(f"{fields[0].pointer}: {fields[0].detail}", fields=fields)
+
+
+def _step(part: str | int) -> str:
+    """One step of a JSON pointer (RFC 6901). A key that nobody knows is input too, so not all of it."""
+    return "/" + str(part)[:_LONGEST_KEY].replace("~", "~0").replace("/", "~1")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from reward_services.errors import BodyTimeout, MediaTypeUnsupported, RewardError, TooLarge
+from reward_services.http.json_values import check_values
 from reward_services.http.problems import refusal
 from reward_services.schema import Limits
 
@@ -17,6 +18,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _JSON, _FORM = b"application/json", b"multipart/form-data"
 _UNTYPED = (b"", b"application/octet-stream")
+_MOST_DIGITS = 18
 
 
 class BodyGuard:
@@ -24,7 +26,8 @@ class BodyGuard:
 
     Content-Length is not trusted: what arrives is counted. A body is read completely before the application
     begins, and what breaks a limit is answered 408, 413 or 415. A multipart form is passed on as it arrives,
-    for the application to bound its parts too; then it is the application's `receive` that raises.
+    for the application to bound its parts too; then it is the application's `receive` that raises. So it is
+    where no body belongs or none is announced: what there is to say is the route's.
 
     `untyped` are the beginnings of paths whose clients send bytes, or do not say what they send.
     """
@@ -40,11 +43,18 @@ class BodyGuard:
             await self._app(scope, receive, send)
             return
         bounded = _bounded(receive, self._limits)
+        # Of several headers the first counts, as it does for the application.
+        headers = {name.lower(): value for name, value in reversed(list(scope["headers"]))}
+        if scope["method"] != "POST" or not _is_announced(headers):
+            await self._app(scope, bounded, send)
+            return
         try:
-            headers = {name.lower(): value for name, value in scope["headers"]}
             media_type = self._checked_type(headers, scope["path"])
             if media_type != _FORM:
-                bounded = _replay(await _whole(bounded), receive)
+                body = await _whole(bounded)
+                if media_type == _JSON:
+                    check_values(body, self._limits)
+                bounded = _replay(body, receive)
         except RewardError as error:
             await refusal(error, scope)(scope, receive, send)
         else:
@@ -58,9 +68,14 @@ class BodyGuard:
                 "send the body as application/json or multipart/form-data, without content-encoding"
             )
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
+        if not length.isdigit() or len(length) > _MOST_DIGITS or int(length) > self._limits.max_body_bytes:
             raise _too_large(self._limits)
         return media_type
+
+
+def _is_announced(headers: dict[bytes, bytes]) -> bool:
+    length = headers.get(b"content-length", b"0")
+    return length != b"0" or b"transfer-encoding" in headers or b"content-type" in headers
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:

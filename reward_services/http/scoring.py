@@ -54,8 +54,7 @@ class Scoring:
             async with asyncio.timeout(deadline_s) as waiting:
                 async with self._lanes.admitted(caller.lane, len(asked.images)):
                     waiting.reschedule(None)
-                    left_s = max(deadline_s - (time.monotonic() - started), 0.001)
-                    return await self._scored(asked, served, left_s)
+                    return await self._scored(asked, served, started + deadline_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while other callers were served") from error
 
@@ -69,11 +68,11 @@ class Scoring:
             self._quotas.charge(caller.name, caller.images_per_minute, len(asked.images))
         return served
 
-    async def _scored(self, asked: Asked, served: dict[str, RewardInfo], left_s: float) -> ScoreResponse:
+    async def _scored(self, asked: Asked, served: dict[str, RewardInfo], ends: float) -> ScoreResponse:
         started = time.monotonic()
-        decoded = await asyncio.to_thread(decode_all, asked, self._limits)
+        decoded = await asyncio.to_thread(decode_all, asked, self._limits, ends)
         decoded_at = time.monotonic()
-        scored = await self._score(asked.request, decoded, left_s)
+        scored = await self._score(asked.request, decoded, max(ends - decoded_at, 0.001))
         items = _in_order(asked.request, decoded, scored)
         self._metrics.scored(items)
         return ScoreResponse(
@@ -102,11 +101,18 @@ class Scoring:
         return scored
 
 
-def decode_all(asked: Asked, limits: Limits) -> list[Decoded]:
-    """Every item's picture, or what is wrong with it; pixels beyond those of a request are not decoded."""
+def decode_all(asked: Asked, limits: Limits, ends: float) -> list[Decoded]:
+    """Every item's picture, or what is wrong with it.
+
+    Pixels beyond those of a request are not decoded, nor is anything once the monotonic clock is past `ends`:
+    a file may be made to take seconds.
+    """
     decoded: list[Decoded] = []
     left = limits.max_request_pixels
     for item, image in zip(asked.request.items, asked.images, strict=True):
+        if time.monotonic() > ends:
+            decoded.append(DeadlineExceeded("the deadline passed while the images before were decoded"))
+            continue
         bounds = limits.model_copy(update={"max_image_pixels": min(limits.max_image_pixels, left)})
         decoded.append(_decode_one(item.prompt, image, bounds))
         last = decoded[-1]

@@ -1,12 +1,11 @@
 """What the tests of the reward services share: golden data, a tiny CLIP, pictures, rewards here."""
 
-import asyncio
 import base64
 import io
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,10 @@ import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 
-from reward_services import RewardInfo, Score
 from reward_services.scorers.scorer import Scorer
+from tests.rewards_here import RewardsHere
 
 Images = list[NDArray[np.uint8]]
-
-
-class RewardsHere:
-    """`Rewards` by plain scorers in this process: the third backend, without Ray or HTTP."""
-
-    def __init__(self, scorers: Mapping[str, Scorer[Any, Any]]) -> None:
-        self.scorers = scorers
-
-    async def describe(self) -> list[RewardInfo]:
-        return [scorer.describe(name, max_items=64) for name, scorer in self.scorers.items()]
-
-    async def score(
-        self, images: Sequence[Any], prompts: Sequence[str], *, rewards: Sequence[str], deadline_s: float
-    ) -> dict[str, list[Score]]:
-        async with asyncio.timeout(deadline_s):
-            return {name: self.scorers[name].score(images, prompts) for name in rewards}
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,21 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
+def without_palette() -> bytes:
+    """A PNG with a transparent colour of a palette that is not there, which Pillow asserts."""
+    encoded = saved(Image.fromarray(PICTURE).convert("P"), "PNG", transparency=1)
+    start = encoded.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">I", encoded, start)
+    return encoded[:start] + encoded[start + 12 + length :]
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG that goes over its pixels so many times."""
+    encoded = saved(Image.new("L", (8, 8)), "JPEG", progressive=True)
+    last = encoded.rindex(b"\xff\xda")
+    return encoded[:last] + encoded[last:-2] * (count - encoded.count(b"\xff\xda") + 1) + encoded[-2:]
+
+
 def test_arrays_pil_bytes_and_paths_are_the_same_picture(tmp_path: Path) -> None:
     image = Image.fromarray(PICTURE)
     encoded = saved(image, "PNG")
@@ -76,6 +91,8 @@ HOSTILE: list[tuple[str, ImageRef, type[RewardError]]] = [
     ("no pixels", reference(png_of_size(0, 5)), ImageInvalid),
     ("no data", reference(png_of_size(5, 5)), ImageInvalid),
     ("too many bytes", reference(saved(FRAMES[0], "PNG") + b"\0" * 20_000), TooLarge),
+    ("no palette", reference(without_palette()), ImageInvalid),
+    ("too many scans", reference(jpeg_of_scans(65), "image/jpeg"), TooLarge),
     ("16 bits", reference(saved(Image.fromarray(np.full((4, 4), 9, np.uint16)), "PNG")), ImageInvalid),
     ("animated", reference(saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:])), ImageInvalid),
 ]
@@ -113,6 +130,10 @@ def test_equal_shapes_travel_as_one_array() -> None:
     assert isinstance(one, np.ndarray)
     np.testing.assert_array_equal(one[1], 255 - PICTURE)
     assert isinstance(packed([PICTURE, PICTURE[:5]]), list)
+
+
+def test_a_jpeg_of_many_scans_is_read() -> None:
+    assert decode(reference(jpeg_of_scans(64), "image/jpeg"), LIMITS).shape == (8, 8, 3)
 
 
 def test_unknown_bytes_are_refused() -> None:

@@ -98,6 +98,9 @@ def test_answers_may_grow_fields() -> None:
         {"rewards": ["clip"], "items": [ITEM], "weights": {}},
         {"rewards": ["clip"], "items": [{**ITEM, "url": "http://example.org/a.png"}]},
         {"rewards": ["clip"], "items": [ITEM], "options": {"deadline_ms": 0}},
+        {"rewards": ["clip"], "items": [ITEM], "options": {"deadline_ms": True}},
+        {"rewards": ["clip"], "items": [ITEM], "options": {"deadline_ms": "30"}},
+        {"rewards": ["c" * 65], "items": [ITEM]},
     ],
 )
 def test_requests_are_strict(wrong: dict[str, Any]) -> None:
@@ -114,6 +117,7 @@ FORM_ITEM = {"prompt": "a red cube", "image": {"part": "0", "shape": [4, 4, 3]}}
         {"part": "0", "shape": [4, 4]},
         {"part": "0", "shape": [4, 4, 1]},
         {"part": "0", "shape": [0, 4, 3]},
+        {"part": "0", "shape": [True, 4, 3]},
         {"part": "0", "dtype": "float32"},
         {"part": "0" * 65},
         ITEM["image"],

@@ -52,7 +52,8 @@ class Interpreter:
     """What every dialect asks for scores."""
 
     def __init__(self, scoring: Scoring, rewards: Rewards, limits: Limits) -> None:
-        self._scoring, self._rewards, self._limits = scoring, rewards, limits
+        self.limits = limits
+        self._scoring, self._rewards = scoring, rewards
 
     async def served(self) -> list[RewardInfo]:
         """Every reward; raises `RewardUnavailable` while that is not known."""
@@ -79,9 +80,9 @@ class Interpreter:
             RewardError: whatever else `Scoring.answer` raises.
         """
         check_batch(images, prompts)
-        if len(images) > self._limits.max_items:
+        if len(images) > self.limits.max_items:
             # Before anything is made of them: a body of commas is millions of items.
-            raise TooLarge(f"{len(images)} items; at most {self._limits.max_items} a request")
+            raise TooLarge(f"{len(images)} items; at most {self.limits.max_items} a request")
         try:
             request = FormRequest(
                 rewards=tuple(rewards),

@@ -20,9 +20,10 @@ from reward_services.errors import RequestInvalid, RequestMalformed
 from reward_services.http.bodies import explained
 from reward_services.http.compat import OPEN_INFERENCE
 from reward_services.http.compat.interpreter import Image, Interpreter, Route, picture, values_of
+from reward_services.http.json_values import check_values
 from reward_services.images import RAW_MEDIA_TYPE, Attachment
 from reward_services.rewards import check_ready
-from reward_services.schema import RewardInfo
+from reward_services.schema import Limits, RewardInfo
 
 INFER = OPEN_INFERENCE + "models/{reward_id}/infer"
 
@@ -123,7 +124,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
 
     async def infer(reward_id: str, request: Request) -> InferResponse:
         """Score image[i] against prompt[i]; all of them or none."""
-        asked, binary = _parsed(await request.body(), request.headers.get(_HEADER))
+        asked, binary = _parsed(await request.body(), request.headers.get(_HEADER), interpreter.limits)
         prompts, images = _inputs(asked, binary)
         answer = await interpreter.scores(request.state.caller, [reward_id], prompts, images, _WITHIN_S)
         values = values_of(answer, reward_id)
@@ -144,11 +145,12 @@ def _model(info: RewardInfo) -> ModelInfo:
     return ModelInfo(name=info.id, versions=[info.revision])
 
 
-def _parsed(body: bytes, json_bytes: str | None) -> tuple[InferRequest, bytes]:
+def _parsed(body: bytes, json_bytes: str | None, limits: Limits) -> tuple[InferRequest, bytes]:
     """The JSON of a body, and the bytes after it."""
     if json_bytes is not None and not re.fullmatch("[0-9]{1,18}", json_bytes):
         raise RequestMalformed(f"{_HEADER} is the number of bytes that are JSON")
     ends = len(body) if json_bytes is None else int(json_bytes)
+    check_values(body[:ends], limits)
     try:
         return InferRequest.model_validate_json(body[:ends]), body[ends:]
     except ValidationError as error:

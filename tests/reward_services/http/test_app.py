@@ -132,6 +132,7 @@ def test_nothing_decodable_is_still_an_answer(call: Callable[..., httpx.Response
     [
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "request-malformed"),
         ({"content": b"\x80\x04K\x01."}, 415, "media-type-unsupported"),
+        ({}, 415, "media-type-unsupported"),
         ({"json": {"rewards": ["jpeg"]}}, 422, "request-invalid"),
         ({"json": {"rewards": ["jpeg"], "items": [{"prompt": "a"}]}}, 422, "request-invalid"),
         ({"json": {"rewards": ["jpeg"], "items": [], "url": "http://a"}}, 422, "request-invalid"),
@@ -163,7 +164,10 @@ def test_a_validation_problem_points_and_does_not_repeat_the_input(
     assert secret not in response.text
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v2", 404), ("GET", "/v1/scores", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v2", 404), ("GET", "/v1/scores", 405), ("POST", "/livez", 405), ("PUT", "/v1/scores", 405)],
+)
 def test_wrong_routes_are_problems(
     call: Callable[..., httpx.Response], method: str, path: str, status: int
 ) -> None:

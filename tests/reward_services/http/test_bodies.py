@@ -108,6 +108,21 @@ def test_what_cannot_be_read() -> None:
         read(form.read(), form.headers["content-type"])
 
 
+def test_an_unknown_key_is_not_repeated_whole() -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        read(json.dumps({"~/" + "secret" * 100: 1}).encode(), "application/json")
+    pointers = [field.pointer for field in caught.value.fields or ()]
+    assert "/~0~1" + ("secret" * 100)[:62] in pointers
+
+
+@pytest.mark.parametrize("values", ["{},", "0,", "[", '"",'])
+def test_a_request_part_of_too_many_values_is_refused_unread(values: str) -> None:
+    files = {"request": (None, '{"rewards":[' + values * 100_000, "application/json")}
+    form = httpx.Request("POST", "http://test", files=files)
+    with pytest.raises(TooLarge, match="values; send fewer items"):
+        read(form.read(), form.headers["content-type"])
+
+
 def test_more_than_twenty_mistakes_are_not_told() -> None:
     items = [{"prompt": 1, "image": {"part": "file"}}] * 50
     with pytest.raises(RequestInvalid) as caught:

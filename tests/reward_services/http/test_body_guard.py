@@ -28,9 +28,9 @@ async def length_of_body(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def send(method: str = "POST", path: str = "/", **content: Any) -> httpx.Response:
+def send(method: str = "POST", path: str = "/", *, limits: Limits = LIMITS, **content: Any) -> httpx.Response:
     async def sent() -> httpx.Response:
-        transport = httpx.ASGITransport(BodyGuard(length_of_body, LIMITS, untyped=("/old/",)))
+        transport = httpx.ASGITransport(BodyGuard(length_of_body, limits, untyped=("/old/",)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **content)
 
@@ -57,7 +57,7 @@ def test_what_is_too_large_is_refused(content: Any) -> None:
     assert response.json()["type"] == "/problems/too-large"
 
 
-@pytest.mark.parametrize("length", ["1001", "-1", "many"])
+@pytest.mark.parametrize("length", ["1001", "-1", "many", "9" * 5000])
 def test_a_wrong_length_is_refused_unread(length: str) -> None:
     assert send(content=chunks(1, 1), headers={**JSON, "content-length": length}).status_code == 413
 
@@ -75,7 +75,7 @@ def test_a_slow_body_is_refused() -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {},
+        {"content-length": "2"},
         {"content-type": "text/plain"},
         {"content-type": "application/x-www-form-urlencoded"},
         {**JSON, "content-encoding": "gzip"},
@@ -83,6 +83,30 @@ def test_a_slow_body_is_refused() -> None:
 )
 def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
     assert send(content=b"{}", headers=headers).status_code == 415
+
+
+def test_of_several_types_the_first_counts() -> None:
+    types = [("content-type", "application/json"), ("content-type", "text/plain")]
+    assert send(content=b"{}", headers=types).status_code == 200
+    assert send(content=b"{}", headers=types[::-1]).status_code == 415
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "TRACE"])
+def test_a_method_that_has_no_body_here_is_the_applications_business(method: str) -> None:
+    assert send(method).status_code == 200
+    with pytest.raises(TooLarge):
+        send(method, content=chunks(11, 100))
+
+
+def test_where_no_body_is_announced_there_is_none_to_guard() -> None:
+    assert (send().status_code, send().text) == (200, "0")
+
+
+def test_json_of_too_many_values_is_refused() -> None:
+    few = Limits(max_items=1, max_prompt_bytes=1)
+    assert send(content=b"[" + b"0," * 575, headers=JSON, limits=few).status_code == 200
+    response = send(content=b"[" + b"0," * 576, headers=JSON, limits=few)
+    assert (response.status_code, response.json()["type"]) == (413, "/problems/too-large")
 
 
 def test_a_charset_is_fine_and_reading_needs_no_type() -> None:
@@ -101,7 +125,7 @@ def test_old_clients_send_bytes_or_do_not_say_what(headers: dict[str, str]) -> N
     assert send(path="/old/a", content=chunks(10, 1, pause_s=0.1), headers=headers).status_code == 408
     assert send(path="/old/a", content=b"", headers=FORM).status_code == 415
     if headers != JSON:
-        assert send(path="/new/old/a", content=b"", headers=headers).status_code == 415
+        assert send(path="/new/old/a", content=b"x", headers=headers).status_code == 415
 
 
 def test_a_form_is_passed_on_as_it_arrives() -> None:

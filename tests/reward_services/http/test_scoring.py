@@ -1,6 +1,8 @@
 """A request's way: limits, permission, quota, its turn, its deadline, and the pixels of it all."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -122,8 +124,14 @@ def test_pixels_of_a_request_are_bounded_together() -> None:
     images: list[Any] = [
         np.zeros(shape, np.uint8) for shape in [(20, 20, 3), (25, 25, 3), (20, 20, 3), (20, 20, 3)]
     ]
-    decoded = decode_all(asking(images), limits)
+    decoded = decode_all(asking(images), limits, math.inf)
     assert [isinstance(one, TooLarge) for one in decoded] == [False, True, False, True]
     assert (
-        decode_all(asking(images[:1], prompt="é" * 10), Limits(max_prompt_bytes=19))[0].__class__ is TooLarge
+        type(decode_all(asking(images[:1], prompt="é" * 10), Limits(max_prompt_bytes=19), math.inf)[0])
+        is TooLarge
     )
+
+
+def test_nothing_is_decoded_after_the_deadline(draw: Draw) -> None:
+    decoded = decode_all(asking([*draw(1), TooLarge("dropped")]), Limits(), time.monotonic() - 1)
+    assert [type(one) for one in decoded] == [DeadlineExceeded, DeadlineExceeded]
