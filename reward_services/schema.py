@@ -129,6 +129,35 @@ class RewardList(_Answered):
     limits: Limits
 
 
+class Latency(_Answered):
+    """Percentiles of the time that requests took, in ms."""
+
+    p50: float
+    p95: float
+
+
+class RewardLoad(_Answered):
+    """How busy a reward is; everything but `in_flight_images` is of the last `window_s` seconds.
+
+    In flight are the images of requests that are not answered yet, whether they wait for their turn or are
+    being scored. `images_per_s` counts scores, `failed_images` what has none. `latency_ms` is of the requests
+    that name the reward, waiting and their other rewards included; None where none was answered.
+    """
+
+    id: str
+    in_flight_images: NonNegativeInt
+    images_per_s: float
+    failed_images: NonNegativeInt
+    latency_ms: Latency | None
+
+
+class LoadReport(_Answered):
+    """The answer to `GET /v1/load`; each replica of the endpoint tells of the requests it took itself."""
+
+    window_s: float
+    data: tuple[RewardLoad, ...]
+
+
 class ImageRef(_Sent):
     """An encoded image: its media type (PNG, JPEG or WebP) and its bytes in base64."""
 

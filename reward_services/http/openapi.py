@@ -24,9 +24,12 @@ from reward_services.schema import (
     FormItem,
     FormRequest,
     ImageRef,
+    Latency,
+    LoadReport,
     PartRef,
     Problem,
     RewardInfo,
+    RewardLoad,
     Score,
     ScoredItem,
     ScoreItem,
@@ -81,7 +84,23 @@ _REWARD_EXAMPLE = RewardInfo(
     max_items=64,
     ready=True,
 )
-_ANSWERS = {SCORES: _ANSWER_EXAMPLE, "/v1/rewards/{reward_id}": _REWARD_EXAMPLE}
+_LOAD_EXAMPLE = LoadReport(
+    window_s=60.0,
+    data=(
+        RewardLoad(
+            id="clip",
+            in_flight_images=32,
+            images_per_s=118.4,
+            failed_images=0,
+            latency_ms=Latency(p50=84.2, p95=131.0),
+        ),
+    ),
+)
+_ANSWERS = {
+    SCORES: _ANSWER_EXAMPLE,
+    "/v1/rewards/{reward_id}": _REWARD_EXAMPLE,
+    "/v1/load": _LOAD_EXAMPLE,
+}
 
 
 def complete(document: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from reward_services.errors import DeadlineExceeded, RewardError, TooLarge, erro
 from reward_services.http.bodies import Asked
 from reward_services.http.keys import Caller
 from reward_services.http.lanes import Lanes
+from reward_services.http.load import Load
 from reward_services.http.metrics import Metrics
 from reward_services.http.quota import Quotas
 from reward_services.images import Attachment, decode, read
@@ -40,6 +41,8 @@ class Scoring:
     ) -> None:
         self._rewards, self._limits, self._lanes, self._quotas = rewards, limits, lanes, quotas
         self._metrics = metrics
+        self.load = Load()
+        """How busy each reward is with what is asked for here."""
 
     async def answer(self, asked: Asked, caller: Caller) -> ScoreResponse:
         """One score or one problem per item and reward, in order.
@@ -49,6 +52,14 @@ class Scoring:
         """
         started = time.monotonic()
         served = await self._checked(asked, caller)
+        with self.load.under_way(asked.request.rewards, len(asked.images)) as answered:
+            response = await self._in_turn(asked, caller, served, started)
+            answered(response.items)
+        return response
+
+    async def _in_turn(
+        self, asked: Asked, caller: Caller, served: dict[str, RewardInfo], started: float
+    ) -> ScoreResponse:
         deadline_s = min(asked.request.options.deadline_ms, self._limits.max_deadline_ms) / 1000
         try:
             async with asyncio.timeout(deadline_s) as waiting:
