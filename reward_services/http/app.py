@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from reward_services.config import Http
@@ -34,14 +34,16 @@ from reward_services.http.compat.interpreter import Interpreter
 from reward_services.http.gate import Gate
 from reward_services.http.keys import open_keys
 from reward_services.http.lanes import Lanes
+from reward_services.http.load import WINDOW_S, Load
 from reward_services.http.metrics import MEDIA_TYPE, Metrics
 from reward_services.http.openapi import SCORES, complete
+from reward_services.http.page import FILES, STATIC_PREFIX, page_file
 from reward_services.http.problems import refusal, written
 from reward_services.http.quota import Quotas
 from reward_services.http.request_log import RequestLog
 from reward_services.http.scoring import Scoring
 from reward_services.rewards import Rewards, check_known, check_ready
-from reward_services.schema import Limits, Problem, RewardInfo, RewardList, ScoreResponse
+from reward_services.schema import Limits, LoadReport, Problem, RewardInfo, RewardList, ScoreResponse
 
 
 class Api(FastAPI):
@@ -57,9 +59,10 @@ class Api(FastAPI):
 def create_app(
     rewards: Rewards, *, limits: Limits | None = None, http: Http | None = None, echo_ids: bool = True
 ) -> FastAPI:
-    """The API as an ASGI application: /v1/scores, /v1/rewards, /livez, /readyz, /metrics, OpenAPI at /docs.
+    """The API as an ASGI application: /v1/scores, /v1/rewards, /v1/load, /livez, /readyz, /metrics.
 
-    The wire formats of other reward servers, in `compat`, are routes of it too.
+    OpenAPI is at /docs, the page at /. The wire formats of other reward servers, in `compat`, are routes of it
+    too.
     `echo_ids` is whether request ids are echoed here; Serve's proxy does it by itself.
 
     Raises:
@@ -82,8 +85,10 @@ def create_app(
     _add_scoring(app, scoring, bounds)
     _add_dialects(app, Interpreter(scoring, rewards, bounds), with_pickles=settings.pickle_routes)
     _add_rewards(app, rewards, bounds)
+    _add_load(app, rewards, scoring.load)
     _add_probes(app, rewards)
     _add_metrics(app, metrics)
+    _add_page(app)
     return app
 
 
@@ -114,6 +119,14 @@ def _add_rewards(app: FastAPI, rewards: Rewards, limits: Limits) -> None:
         served = {info.id: info for info in await rewards.describe()}
         check_known([reward_id], served)
         return served[reward_id]
+
+
+def _add_load(app: FastAPI, rewards: Rewards, load: Load) -> None:
+    @app.get("/v1/load")
+    async def read_load() -> LoadReport:
+        """How busy each reward is: images in flight, throughput and latency of the last minute."""
+        names = [info.id for info in await rewards.describe()]
+        return LoadReport(window_s=WINDOW_S, data=tuple(load.of(name) for name in names))
 
 
 def _add_probes(app: FastAPI, rewards: Rewards) -> None:
@@ -148,6 +161,18 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
     async def read_metrics() -> PlainTextResponse:
         """What this process has answered and scored, for Prometheus."""
         return PlainTextResponse(metrics.text(), media_type=MEDIA_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return page_file("index.html")
+
+    @app.get(STATIC_PREFIX + "{name}", include_in_schema=False)
+    async def file_of_page(name: str) -> Response:
+        if name not in FILES:
+            raise HTTPException(404)
+        return page_file(name)
 
 
 async def _on_reward_error(request: Request, error: Exception) -> JSONResponse:

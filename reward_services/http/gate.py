@@ -12,12 +12,14 @@ from typing import Any
 from reward_services.errors import PROBLEM_PREFIX, KeyInvalid, NotPermitted, RewardError
 from reward_services.http.body_guard import App, Receive, Send
 from reward_services.http.keys import ANYONE, Caller, Keys, is_loopback
+from reward_services.http.page import STATIC_PREFIX
 from reward_services.http.problems import refusal
 
 OPEN = frozenset(
-    {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/redoc"}
+    {"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/redoc"}
 )
-"""Routes that answer anyone, as problem types do: probes carry no keys, the documentation holds no data."""
+"""Routes that answer anyone, as problem types and the page's files do: probes carry no keys, the page and the
+documentation hold no data."""
 
 
 class Gate:
@@ -68,4 +70,4 @@ def _presented(authorization: bytes) -> bytes | None:
 
 def is_open(path: str) -> bool:
     """Whether a path answers without a key."""
-    return path in OPEN or path.startswith(PROBLEM_PREFIX)
+    return path in OPEN or path.startswith((PROBLEM_PREFIX, STATIC_PREFIX))

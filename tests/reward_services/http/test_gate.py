@@ -66,13 +66,16 @@ def test_anything_else_does_not(header: str) -> None:
     assert response.json()["type"] == "/problems/key-invalid"
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/docs", "/problems/too-large"])
+@pytest.mark.parametrize(
+    "path", ["/", "/static/page.js", "/livez", "/readyz", "/openapi.json", "/docs", "/problems/too-large"]
+)
 def test_some_routes_answer_anyone(path: str) -> None:
     assert get(path, client=("10.0.0.1", 1)).text == "-"
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/livez/", "/readyz/x", "//livez", "/problems", "/metrics", "/unknown"]
+    "path",
+    ["/%2F", "/static", "/livez/", "/readyz/x", "/%2Flivez", "/problems", "/metrics", "/v1/load", "/unknown"],
 )
 def test_what_is_not_known_is_closed(path: str) -> None:
     assert get(path).status_code == 401
