@@ -1,20 +1,24 @@
-"""The `rewards` command: serve rewards, make keys, list what a server offers, score one image."""
+"""The `rewards` command: serve rewards, make keys, list what a server offers, score one image, measure."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from reward_services.bench import HEADING, Encoding, Plan, cells, row
 from reward_services.client import DEFAULT_URL, RewardClient
 from reward_services.config import load_config
-from reward_services.errors import RewardError
+from reward_services.errors import ConfigInvalid, RewardError
 from reward_services.http.keys import new_key
+from reward_services.rewards import check_known
 from reward_services.schema import Lane, Score
 
 
@@ -58,11 +62,56 @@ def _parser() -> argparse.ArgumentParser:
         "--reward", action="append", default=[], metavar="NAME", help="repeatable; default: every one"
     )
     score.add_argument("--timeout", type=float, default=30.0, metavar="S", help="longest wait (30)")
-    for command, function in ((listing, _list), (score, _score)):
+    bench = commands.add_parser("bench", help="throughput and latency of a server, by encoding and callers")
+    _add_bench_arguments(bench)
+    for command in (listing, score):
         command.add_argument("--url", default=DEFAULT_URL, help=f"the server ({DEFAULT_URL})")
+    for command, function in ((listing, _list), (score, _score), (bench, _bench)):
         command.epilog = "A server's key is taken from REWARDS_API_KEY."
         command.set_defaults(command=function)
     return parser
+
+
+def _add_bench_arguments(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("url", metavar="URL", help=f"the server, such as {DEFAULT_URL}")
+    bench.add_argument("--rewards", type=_words, metavar="A,B", help="default: every one")
+    encodings, callers = ",".join(Plan.encodings), ",".join(map(str, Plan.callers))
+    bench.add_argument(
+        "--encoding", type=_encodings, default=encodings, metavar="A,B", help=f"of images ({encodings})"
+    )
+    bench.add_argument(
+        "--concurrency", type=_counts, default=callers, metavar="N,M", help=f"callers ({callers})"
+    )
+    images, size = Plan.images_per_request, Plan.size
+    bench.add_argument(
+        "--images-per-request", type=_count, default=images, metavar="N", help="of each (%(default)s)"
+    )
+    bench.add_argument("--size", type=_count, default=size, metavar="PIXELS", help="of a side (%(default)s)")
+    bench.add_argument(
+        "--seconds", type=float, default=Plan.seconds, metavar="S", help="of each line (%(default)g)"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _encodings(text: str) -> tuple[str, ...]:
+    unknown = set(_words(text)) - set(get_args(Encoding))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(get_args(Encoding))}")
+    return _words(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(word) for word in _words(text))
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -109,6 +158,39 @@ def _score(options: argparse.Namespace) -> int:
     for name in names:
         print(f"{name:<16} {_shown(scores[name][0])}")
     return 0 if all(scores[name][0].ok for name in names) else 2
+
+
+def _bench(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        revisions = {info.id: info.revision for info in client.describe()}
+    rewards = options.rewards or tuple(revisions)
+    check_known(rewards, revisions)
+    plan = Plan(
+        rewards=rewards,
+        encodings=options.encoding,
+        callers=options.concurrency,
+        images_per_request=options.images_per_request,
+        size=options.size,
+        seconds=options.seconds,
+    )
+    print(
+        f"{options.url}: {', '.join(rewards)}; {plan.images_per_request} images of {plan.size} px a request"
+    )
+    print(HEADING)
+    report: dict[str, Any] = {"url": options.url, "revisions": revisions, **asdict(plan), "cells": []}
+    for cell in cells(options.url, plan, os.environ.get("REWARDS_API_KEY")):
+        print(row(cell), flush=True)
+        report["cells"].append(asdict(cell))
+        if options.json:
+            _write(options.json, json.dumps(report, indent=2) + "\n")
+    return 2 if any(cell["failed_requests"] or cell["failed_scores"] for cell in report["cells"]) else 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(f"cannot write {path}: {error.strerror}") from error
 
 
 def _shown(score: Score) -> str:

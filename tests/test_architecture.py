@@ -22,7 +22,7 @@ HOMES = {
     "diffusers": {"trainer/policy.py"},
     "peft": {"trainer/policy.py"},
     "fastapi": {"reward_services/http/app.py"},
-    "httpx": {"reward_services/client.py"},
+    "httpx": {"reward_services/client.py", "reward_services/bench.py"},
     "prometheus_client": {"reward_services/http/metrics.py"},
     "python_multipart": {"reward_services/http/multipart.py"},
     # Reads plain data of clients that send nothing else; and the name of an error, for what reads tensors.

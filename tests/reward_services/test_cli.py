@@ -1,5 +1,6 @@
 """The `rewards` command without a cluster: what it prints; every failure is one line and exit code 2."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -69,6 +70,45 @@ def test_failures_are_one_line(
         capsys, "score", picture, "a", "--url", "http://127.0.0.1:9", "--reward", "x"
     )
     assert "cannot read" in failure(capsys, "serve", str(tmp_path / "none.yaml"))
+
+
+def test_bench_prints_a_line_per_encoding_and_number_of_callers(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report = tmp_path / "bench.json"
+    short = ["--seconds", "0.05", "--size", "8", "--images-per-request", "1", "--json", str(report)]
+    assert main(["bench", url, *short, "--rewards", "jpeg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [
+        [encoding, callers]
+        for encoding in ("raw", "png", "jpeg", "json")
+        for callers in ("1", "4", "16", "64")
+    ]
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert [f"{cell['images_per_s']:.1f}" for cell in written["cells"]] == [
+        line.split()[2] for line in lines[2:]
+    ]
+    assert (written["rewards"], written["size"]) == (["jpeg"], 8)
+
+
+def test_bench_says_what_failed_and_is_no_success(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The verifier reads pictures of 32 pixels only."""
+    arguments = ["--seconds", "0.1", "--size", "16", "--encoding", "raw", "--concurrency", "1"]
+    assert main(["bench", url, *arguments]) == 2
+    assert capsys.readouterr().out.endswith("scores image-invalid\n")
+    assert "did you mean 'jpeg'" in failure(capsys, "bench", url, "--rewards", "jpg")
+    assert "cannot write" in failure(capsys, "bench", url, *arguments, "--json", "/nowhere/bench.json")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--encoding", "gif"], ["--concurrency", "4,0"], ["--size", "-1"], ["--images-per-request", "x"]],
+)
+def test_bench_refuses_what_it_cannot_measure(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "http://127.0.0.1:9", *wrong])
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
 
 
 def test_a_new_key_and_its_line_go_apart(capsys: pytest.CaptureFixture[str]) -> None:
