@@ -156,8 +156,9 @@ function summary(items, milliseconds) {
 // ------------------------------------------------------------------------------------------------ what is said
 
 function say(problem = null) {
-  const later = problem?.retryAfter ? ` Try again in ${problem.retryAfter} s.` : "";
+  const later = problem?.retryAfter ? `; try again in ${problem.retryAfter} s` : "";
   byId("note").textContent = problem && problem.status !== 401 ? `${problem.message}${later}` : "";
+  if (problem) byId("note").scrollIntoView({ block: "nearest" });
   if (problem?.status === 401) {
     byId("key-note").textContent = hasKey() ? "The server does not know this key." : byId("key-note").textContent;
     byId("key-form").hidden = false;

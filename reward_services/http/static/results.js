@@ -50,7 +50,7 @@ function framed(infos, rows) {
 }
 
 function about({ name, url, prompt }) {
-  const text = element("p", {}, element("b", {}, name), element("small", {}, prompt));
+  const text = element("p", {}, element("b", {}, name), element("small", { title: prompt }, prompt));
   return element("th", { scope: "row", role: "rowheader" }, element("div", { class: "about" }, thumbnail(url), text));
 }
 
