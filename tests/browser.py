@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+LONGEST_WAIT_MS = 20_000
 
 
 @contextmanager
@@ -27,7 +29,8 @@ def clean_tab(browser: Browser) -> Iterator[Page]:
     """A tab with a session of its own; nothing may be thrown or refused in it, nor asked of another host."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     tab = context.new_page()
-    tab.set_default_timeout(15_000)
+    tab.set_default_timeout(LONGEST_WAIT_MS)
+    expect.set_options(timeout=LONGEST_WAIT_MS)
     complaints: list[str] = []
     tab.on("console", lambda message: complaints.append(message.text) if _unexpected(message) else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))

@@ -98,6 +98,7 @@ function showCode() {
   const chosen = (pictures.length ? pictures : [EXAMPLE]).map(withPrompt);
   const write = document.querySelector("input[name=language]:checked").value === "curl" ? curl : python;
   byId("code").textContent = write(SERVER, chosen, ticked(), hasKey());
+  byId("copy").textContent = "Copy";
   const where = "Run it where the images lie.";
   byId("code-note").textContent = hasKey() ? `${where} The key is taken from REWARDS_API_KEY.` : where;
 }
@@ -157,8 +158,12 @@ function summary(items, milliseconds) {
 
 function say(problem = null) {
   const later = problem?.retryAfter ? `; try again in ${problem.retryAfter} s` : "";
-  byId("note").textContent = problem && problem.status !== 401 ? `${problem.message}${later}` : "";
-  if (problem) byId("note").scrollIntoView({ block: "nearest" });
+  const text = problem && problem.status !== 401 ? `${problem.message}${later}` : "";
+  // The same again, while a server is gone, is not read out or scrolled to again.
+  if (byId("note").textContent !== text) {
+    byId("note").textContent = text;
+    byId("note").scrollIntoView({ block: "nearest" });
+  }
   if (problem?.status === 401) {
     byId("key-note").textContent = hasKey() ? "The server does not know this key." : byId("key-note").textContent;
     byId("key-form").hidden = false;
@@ -181,7 +186,6 @@ async function copy() {
     .then(() => true)
     .catch(() => document.execCommand("copy"));
   byId("copy").textContent = done ? "Copied" : "Press Ctrl-C";
-  setTimeout(() => { byId("copy").textContent = "Copy"; }, 1500);
 }
 
 // ------------------------------------------------------------------------------------------------- what is done
