@@ -1,14 +1,27 @@
 """A real browser for tests: the machine's own Chromium, driven by Playwright."""
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 LONGEST_WAIT_MS = 20_000
+
+_DROP = """([zone, files]) => {
+    const carried = new DataTransfer();
+    for (const [name, base64] of files) {
+        const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+        carried.items.add(new File([bytes], name));
+    }
+    for (const event of ["dragover", "drop"])
+        zone.dispatchEvent(new DragEvent(event, {dataTransfer: carried, bubbles: true, cancelable: true}));
+}"""
 
 
 @contextmanager
@@ -40,10 +53,16 @@ def clean_tab(browser: Browser) -> Iterator[Page]:
     assert complaints == []
 
 
+def drop(zone: Locator, files: list[Path]) -> None:
+    """Let files fall onto an element, as from a folder."""
+    carried = [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files]
+    zone.page.evaluate(_DROP, [zone.element_handle(), carried])
+
+
 def _unexpected(message: ConsoleMessage) -> bool:
     """Whatever the browser complains of, but for answers that are no success: those are the test's own."""
     return message.type in {"error", "warning"} and "Failed to load resource" not in message.text
 
 
 def _elsewhere(address: str) -> bool:
-    return not address.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:"))
+    return urlsplit(address.removeprefix("blob:")).hostname != "127.0.0.1"

@@ -61,8 +61,7 @@ def create_app(
 ) -> FastAPI:
     """The API as an ASGI application: /v1/scores, /v1/rewards, /v1/load, /livez, /readyz, /metrics.
 
-    OpenAPI is at /docs, the page at /. The wire formats of other reward servers, in `compat`, are routes of it
-    too.
+    OpenAPI is at /docs, the page at /; the wire formats of other reward servers, in `compat`, are routes too.
     `echo_ids` is whether request ids are echoed here; Serve's proxy does it by itself.
 
     Raises:

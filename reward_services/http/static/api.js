@@ -19,11 +19,18 @@ export function keepKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
+// Without what http://name:key@host says: a browser fetches no such address, and a key does not belong in code.
+export function address(path) {
+  const url = new URL(path, document.baseURI);
+  url.username = url.password = "";
+  return url;
+}
+
 export async function call(path, options = {}) {
   const headers = hasKey() ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {};
   let response;
   try {
-    response = await fetch(new URL(path, document.baseURI), { ...options, headers, cache: "no-store" });
+    response = await fetch(address(path), { ...options, headers, cache: "no-store" });
   } catch {
     throw new Problem(0, "The server cannot be reached. Is it running?");
   }

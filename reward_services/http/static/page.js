@@ -1,12 +1,12 @@
 // The page: what is chosen, what is asked, and what came of it.
 
-import { Problem, call, forgetKey, hasKey, keepKey } from "./api.js";
+import { Problem, address, call, forgetKey, hasKey, keepKey } from "./api.js";
 import { byId, element, plural } from "./elements.js";
 import { showLoad } from "./load.js";
 import { direction, span, table, thumbnail, waiting } from "./results.js";
 import { curl, described, partName, python } from "./snippets.js";
 
-const SERVER = new URL(".", document.baseURI).href;
+const SERVER = address(".").href;
 const SIGNATURES = [
   ["image/png", /^\x89PNG/],
   ["image/jpeg", /^\xff\xd8\xff/],

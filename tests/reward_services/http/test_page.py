@@ -1,6 +1,5 @@
 """The page in a real browser: what is dropped, typed and clicked is scored; copied code gives the same."""
 
-import base64
 import json
 import os
 import shutil
@@ -24,21 +23,11 @@ from reward_services.scorers.jpeg import JpegScorer
 from reward_services.scorers.verifier import VerifierScorer
 from reward_services.shapes.captions import parse
 from reward_services.shapes.render import render
-from tests.browser import chromium, clean_tab
+from tests.browser import chromium, clean_tab, drop
 
 CAPTION, OTHER = "a red circle left of a blue square", "a blue circle left of a red square"
 EVIL = "<img src=x onerror=\"document.title='owned'\">'; $(touch owned) `touch owned` \\\"é\u2028;type=a"
 ROOT = Path(__file__).parents[3]
-
-DROP = """([zone, files]) => {
-    const carried = new DataTransfer();
-    for (const [name, base64] of files) {
-        const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-        carried.items.add(new File([bytes], name));
-    }
-    for (const event of ["dragover", "drop"])
-        zone.dispatchEvent(new DragEvent(event, {dataTransfer: carried, bubbles: true, cancelable: true}));
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +95,7 @@ def exact(rewards: Any, paths: list[Path], prompts: list[str]) -> list[list[floa
 
 def test_files_that_are_dropped_are_scored(page: Page, url: str, rewards: Any, pictures: list[Path]) -> None:
     page.goto(url)
-    files = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in pictures]
-    page.evaluate(DROP, [page.locator("#drop").element_handle(), files])
+    drop(page.locator("#drop"), pictures)
     page.get_by_label("Prompt", exact=True).fill(CAPTION)
     rows = score(page)
     expect(rows).to_have_count(3)
@@ -264,6 +252,13 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(
         expect(field).to_be_visible()
         assert page.evaluate("sessionStorage.length") == 0
         page.goto("about:blank")
+
+
+def test_a_key_in_the_address_is_not_in_the_code(page: Page, url: str, pictures: list[Path]) -> None:
+    choose(page, url.replace("http://", "http://any:rk_secret@"), pictures[:1])
+    expect(score(page)).to_have_count(1)
+    expect(page.locator("#code")).to_contain_text(f"{url}/v1/scores")
+    assert "rk_secret" not in page.inner_text("body")
 
 
 def test_a_server_that_is_gone_is_said_and_found_again(page: Page, url: str, pictures: list[Path]) -> None:
