@@ -69,8 +69,8 @@ ITEMS_UNDER_WAY = Metric(
 BATCH_ITEMS = Metric("reward_batch_items", "histogram", "Items scored at once", buckets=_SIZES)
 SCORES = Metric(
     "reward_scores",
-    "counter",
-    "Scores that are at most `up_to`; those of `+Inf` are all",
+    "gauge",
+    "Scores so far that are at most `up_to`; a gauge, for Ray's histograms begin at 0 and are alike for all",
     ("reward", "up_to"),
 )
 MODEL_INFO = Metric(
@@ -122,6 +122,7 @@ class Observed:
         self._under_way = 0
         self._serves: tuple[str, str, Observe] | None = None
         self._edges: tuple[float, ...] = ()
+        self._counts = np.zeros(0, np.int64)
         self._window = ScoreWindow(1)
 
     def serve(self, info: RewardInfo, *, dtype: str, options: Observe) -> None:
@@ -137,6 +138,8 @@ class Observed:
             options.window, score_range=info.range, reference=read_reference(options.reference)
         )
         self._edges = (*(options.score_edges or edges_within(info.range)), math.inf)
+        self._counts = np.zeros(len(self._edges), np.int64)
+        self._note_counts()
         self._serves = now
         if before is not None:
             self._note(MODEL_INFO, 0, revision=before[0], dtype=before[1])
@@ -186,14 +189,15 @@ class Observed:
         values = [score.value for score in scores if score.value is not None and score.revision == watched]
         if not values:
             return
-        for edge, count in zip(
-            self._edges, np.searchsorted(np.sort(values), self._edges, "right"), strict=True
-        ):
-            if count:
-                self._note(SCORES, int(count), up_to="+Inf" if math.isinf(edge) else f"{edge:g}")
+        self._counts += np.searchsorted(np.sort(values), self._edges, side="right")
         if self._window.add(values):
+            self._note_counts()
             for name, value in self._window.statistics().items():
                 self._note(STATISTICS[name], value)
+
+    def _note_counts(self) -> None:
+        for edge, count in zip(self._edges, self._counts.tolist(), strict=True):
+            self._note(SCORES, count, up_to="+Inf" if math.isinf(edge) else f"{edge:g}")
 
     def _note(self, metric: Metric, value: float, **labels: str) -> None:
         self._record(metric, value, reward=self._reward, **labels)

@@ -92,7 +92,8 @@ class Pipeline:
             ReplicaFailed: it cannot be scored any more, or its score has changed.
         """
         now = await asyncio.get_running_loop().run_in_executor(self._device, self._score_golden)
-        self._observed.rescored(now - self._golden)
+        if self._scorer.deterministic:
+            self._observed.rescored(now - self._golden)
         tolerance = _GOLDEN_TOLERANCE * max(1.0, abs(self._golden))
         if self._scorer.deterministic and abs(now - self._golden) > tolerance:
             raise ReplicaFailed(f"the golden sample scores {now}; at the start it scored {self._golden}")

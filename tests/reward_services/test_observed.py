@@ -75,14 +75,18 @@ def test_items_are_counted_by_outcome_and_nan_is_not_finite() -> None:
 def test_a_failure_is_no_score() -> None:
     notes = Notes()
     observed(notes).scored([finite_score(math.nan)] * 1000)
-    assert {name for name, _ in notes.values} == {"reward_items", "reward_model_info"}
+    assert {name for name, _ in notes.values} == {"reward_items", "reward_model_info", "reward_scores"}
+    assert notes.gauge("reward_scores", up_to="+Inf") == 0
 
 
 def test_scores_are_counted_up_to_each_edge() -> None:
     notes = Notes()
-    observed(notes, score_edges=(0.0, 0.5, 1.0)).scored(scores([0.0, 0.25, 0.5, 0.75, 2.0]))
-    counts = {edge: notes.total("reward_scores", up_to=edge) for edge in ("0", "0.5", "1", "+Inf")}
-    assert counts == {"0": 1, "0.5": 3, "1": 4, "+Inf": 5}
+    watching = observed(notes, score_edges=(-1.0, 0.0, 0.5, 1.0), window=10)
+    edges = ("-1", "0", "0.5", "1", "+Inf")
+    assert [notes.of("reward_scores", up_to=edge) for edge in edges] == [[0]] * 5
+    watching.scored(scores([0.0, 0.25, 0.5, 0.75, 2.0]))
+    watching.scored(scores([0.25]))
+    assert [notes.gauge("reward_scores", up_to=edge) for edge in edges] == [0, 1, 4, 5, 6]
 
 
 def test_scores_of_another_distribution_raise_the_drift() -> None:
