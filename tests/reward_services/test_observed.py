@@ -94,7 +94,7 @@ def test_scores_of_another_distribution_raise_the_drift() -> None:
     watching = observed(notes, window=200)
     for mean in (0.3, 0.3, 0.6):
         for _ in range(20):
-            watching.scored(scores(rng.normal(mean, 0.1, 10)))
+            watching.scored(scores(rng.normal(mean, 0.1, 10).tolist()))
     before, after = notes.of("reward_score_drift")[1:12], notes.gauge("reward_score_drift")
     assert max(before) < 0.2
     assert after > 0.8
