@@ -36,7 +36,9 @@ def test_the_first_scores_are_the_reference_until_one_is_given() -> None:
     window.add([0.0])
     assert window.statistics()["drift"] == 0.0
     given = ScoreWindow(10, reference=[3.0, 2.0, 1.0])
-    given.add([0.0] * 10)
+    given.add([0.0] * 9)
+    assert "drift" not in given.statistics(), "too few scores to be told from chance"
+    given.add([0.0])
     assert given.statistics()["drift"] == 1.0
 
 
