@@ -40,7 +40,7 @@ PROMETHEUS, GRAFANA = ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana
 MEASURED_BY_RAY = (*of_rewards.METRICS, *of_runs.METRICS)
 NOT_HERE = {"ray_node_gpus_utilization", "ray_node_gram_used", "up"}
 """What needs a GPU, and what Prometheus itself adds."""
-CAPTION = "a red circle"
+CAPTION, PICTURES = "a red circle", 11
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None and os.environ.get("REQUIRE_PROMTOOL") != "1",
@@ -163,30 +163,33 @@ def scrape() -> Iterator[Scrape]:
     light = {"num_cpus": 0.1, "health_check_period_s": 1.0, "observe": {"window": 10}}
     rewards = {
         "verifier": {"scorer": "verifier", **light},
-        "jpeg": {"scorer": "jpeg", **light, "autoscaling": {"max_replicas": 1}, "batch": {"wait_ms": 500}},
+        # Goes at once when it is full, and else much later than anybody here waits.
+        "jpeg": {"scorer": "jpeg", **light, "batch": {"max_images": PICTURES, "wait_ms": 60_000}},
     }
-    deploy(ServicesConfig.model_validate({"rewards": rewards, "http": {"port": port}}))
-    asyncio.run(over_http(port))
-    through_the_coordinator()
-    yield settled(port)
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        deploy(ServicesConfig.model_validate({"rewards": rewards, "http": {"port": port}}))
+        asyncio.run(over_http(port))
+        through_the_coordinator()
+        yield settled(port)
+        serve.shutdown()
+    finally:
+        ray.shutdown()
 
 
 async def over_http(port: int) -> None:
     rng = np.random.default_rng(0)
-    pictures: list[Any] = [render(parse(CAPTION), rng) for _ in range(11)]
+    pictures: list[Any] = [render(parse(CAPTION), rng) for _ in range(PICTURES)]
     torn = b"\x89PNG\r\n\x1a\n"
     async with AsyncRewardClient(f"http://127.0.0.1:{port}") as client:
-        prompts = [*[CAPTION] * 11, CAPTION]
-        scores = await client.score([*pictures, torn], prompts, rewards=["verifier", "jpeg"], deadline_s=30)
-        assert [score.ok for score in scores["verifier"]] == [True] * 11 + [False]
+        prompts = [CAPTION] * (PICTURES + 1)
+        scores = await client.score([*pictures, torn], prompts, rewards=["verifier", "jpeg"], deadline_s=60)
+        assert [score.ok for score in scores["verifier"]] == [True] * PICTURES + [False]
         (failed,) = (await client.score(pictures[:1], ["no caption"], rewards=["verifier"]))["verifier"]
         assert not failed.ok
 
 
 def through_the_coordinator() -> None:
-    """Every attempt at `jpeg` ends before its batch is sent: it is retried and given up."""
+    """Every attempt at `jpeg` ends before its batch goes: it is retried and given up."""
     actor: Any = ray.remote(ObservedCoordinator)
     pace = Pace(attempt_s_of={"jpeg": 0.05}, deadline_s=1.0)
     coordinator = actor.options(num_cpus=0, max_concurrency=100).remote(
@@ -222,10 +225,10 @@ def test_the_scrape_says_what_happened(scrape: Scrape) -> None:
         for outcome in ("ok", "prompt-invalid")
     }
     # A retry after the answer was lost may score a picture of the coordinator's again.
-    assert seen["ok"] >= 12
+    assert seen["ok"] >= PICTURES + 1
     assert seen["prompt-invalid"] == 1
     assert scrape.total("reward_http_items_total", reward="verifier", outcome="image-invalid") == 1
-    assert scrape.total("ray_reward_scores", reward="verifier", up_to="+Inf") >= 10
+    assert scrape.total("ray_reward_scores", reward="verifier", up_to="+Inf") >= PICTURES
     assert scrape.total("ray_reward_model_info", reward="jpeg", dtype="none") == 1
     assert scrape.total("ray_reward_golden_delta", reward="jpeg") == 0
     assert scrape.total("ray_coord_items_total") == 2
