@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -79,6 +80,17 @@ class Autoscaling(_Section):
         return self
 
 
+class Observe(_Section):
+    """How the scores of a reward are watched; see deploy/prometheus. Can be changed while the reward runs."""
+
+    window: int = Field(default=1000, ge=10)
+    """How many of the latest scores mean, spread and drift are of."""
+    reference: str | None = None
+    """What drift is measured against: a JSON list of scores; else the first `window` of a revision."""
+    score_edges: tuple[FiniteFloat, ...] | None = None
+    """Upper ends of the buckets that scores are counted in; they follow from the range otherwise."""
+
+
 class _Deployed(_Section):
     num_replicas: PositiveInt = 1
     autoscaling: Autoscaling | None = None
@@ -88,6 +100,7 @@ class _Deployed(_Section):
     runtime_env: dict[str, Any] | None = None
     """Ray's runtime environment of the replicas, such as `{py_executable: /opt/venv/bin/python}`."""
     batch: Batch = Batch()
+    observe: Observe = Observe()
     max_ongoing_requests: PositiveInt = 256
     """Calls that a replica holds at once; far above what one batch needs, or batches do not fill."""
     max_queued_requests: PositiveInt = 2048
@@ -220,7 +233,11 @@ def _keys_located(source: str, folder: Path) -> str:
 
 def _with_folder(reward: Reward, folder: Path) -> Reward:
     found = {name: _located(getattr(reward.options, name), folder) for name in reward.options.folders}
-    return reward.model_copy(update={"options": reward.options.model_copy(update=found)})
+    changed: dict[str, Any] = {"options": reward.options.model_copy(update=found)}
+    if reward.observe.reference is not None:
+        reference = str((folder / reward.observe.reference).resolve())
+        changed["observe"] = reward.observe.model_copy(update={"reference": reference})
+    return reward.model_copy(update=changed)
 
 
 def _located(named: str | dict[str, str], folder: Path) -> str | dict[str, str]:

@@ -64,7 +64,7 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
         first = {"initial_replicas": max(1, reward.autoscaling.min_replicas)}
         scale = {"autoscaling_config": reward.autoscaling.model_dump() | first}
     settings = {
-        "reward": reward.model_dump(mode="json", include={"scorer", "options", "batch"}),
+        "reward": reward.model_dump(mode="json", include={"scorer", "options", "batch", "observe"}),
         "files": of_files(reward),
     }
     deployment = serve.deployment(

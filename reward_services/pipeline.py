@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reward_services.errors import DeadlineExceeded, ReplicaFailed
+from reward_services.observed import Observed
 from reward_services.schema import Score
 from reward_services.scorers.scorer import Scorer
 
@@ -21,16 +22,19 @@ _GOLDEN_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One caller's images on their way into a batch; `expires` is in seconds of the monotonic clock here."""
+    """One caller's images on their way into a batch; times are in seconds of the monotonic clock here."""
 
     images: Sequence[NDArray[np.uint8]]
     prompts: Sequence[str]
     expires: float
+    came: float = field(default_factory=time.monotonic)
 
     def split(self, size: int) -> list[Call]:
         """Calls of at most `size` images, in order."""
         return [
-            Call(self.images[first : first + size], self.prompts[first : first + size], self.expires)
+            Call(
+                self.images[first : first + size], self.prompts[first : first + size], self.expires, self.came
+            )
             for first in range(0, len(self.prompts), size)
         ]
 
@@ -42,21 +46,39 @@ class Pipeline:
         ReplicaFailed: the scorer cannot score its own golden sample.
     """
 
-    def __init__(self, scorer: Scorer[Any, Any]) -> None:
+    def __init__(self, scorer: Scorer[Any, Any], observed: Observed | None = None) -> None:
         self._scorer = scorer
+        self._observed = observed or Observed("")
         self._cpu = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._golden = self._score_golden()
 
     async def score(self, calls: Sequence[Call]) -> list[list[Score]]:
         """One list of scores per call, in order; a call that is already late is not scored."""
+        for call in calls:
+            self._observed.took("queue", time.monotonic() - call.came)
+        try:
+            answers = await self._scored(calls)
+        except Exception as error:
+            items = sum(len(call.prompts) for call in calls)
+            self._observed.scored([Score.failed(ReplicaFailed(str(error)))] * items)
+            raise
+        self._observed.scored([score for answer in answers for score in answer])
+        for call in calls:
+            self._observed.took("total", time.monotonic() - call.came)
+        return answers
+
+    async def _scored(self, calls: Sequence[Call]) -> list[list[Score]]:
         in_time = [call.expires > time.monotonic() for call in calls]
         alive = [call for call, timely in zip(calls, in_time, strict=True) if timely]
         images = [image for call in alive for image in call.images]
         prompts = [prompt for call in alive for prompt in call.prompts]
+        self._observed.batched(len(prompts))
         loop = asyncio.get_running_loop()
-        admitted = await loop.run_in_executor(self._cpu, self._scorer.admit, images, prompts)
-        scores = iter(await loop.run_in_executor(self._device, self._scorer.complete, admitted))
+        admit = self._observed.timed("prepare", self._scorer.admit)
+        complete = self._observed.timed("run", self._scorer.complete)
+        admitted = await loop.run_in_executor(self._cpu, admit, images, prompts)
+        scores = iter(await loop.run_in_executor(self._device, complete, admitted))
         late = Score.failed(DeadlineExceeded("the deadline passed before the reward came to it"))
         return [
             [next(scores) if timely else late for _ in call.prompts]
@@ -70,6 +92,8 @@ class Pipeline:
             ReplicaFailed: it cannot be scored any more, or its score has changed.
         """
         now = await asyncio.get_running_loop().run_in_executor(self._device, self._score_golden)
+        if self._scorer.deterministic:
+            self._observed.rescored(now - self._golden)
         tolerance = _GOLDEN_TOLERANCE * max(1.0, abs(self._golden))
         if self._scorer.deterministic and abs(now - self._golden) > tolerance:
             raise ReplicaFailed(f"the golden sample scores {now}; at the start it scored {self._golden}")

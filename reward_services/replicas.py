@@ -16,7 +16,10 @@ from ray import serve
 from reward_services.config import REWARD, Http, ServicesConfig
 from reward_services.handles import ServeRewards
 from reward_services.http.app import create_app
+from reward_services.instruments import Instruments
 from reward_services.merging import IMAGES_A_CALL, MergedRewards
+from reward_services.observed import Observed
+from reward_services.options import TorchOptions
 from reward_services.pipeline import Call, Pipeline
 from reward_services.schema import RewardInfo, Score
 from reward_services.scorers import SCORERS
@@ -40,12 +43,13 @@ class RewardReplica:
     def __init__(self, name: str) -> None:
         self._name = name
         self._made_of: Any = None
+        self._observed = Observed(name, Instruments())
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on batching and, where it is another, the model; the one before scores until that is ready.
 
         Raises:
-            ConfigInvalid: the scorer cannot be made.
+            ConfigInvalid: the scorer cannot be made, or the reference of its scores not read.
             ReplicaFailed: it cannot score its golden sample.
         """
         reward = REWARD.validate_python(user_config["reward"])
@@ -53,12 +57,14 @@ class RewardReplica:
         if made_of != self._made_of:
             build = partial(SCORERS[reward.scorer], **reward.options.model_dump())
             scorer = await asyncio.to_thread(build)
-            pipeline = await asyncio.to_thread(Pipeline, scorer)
+            pipeline = await asyncio.to_thread(Pipeline, scorer, self._observed)
             self._scorer, self._pipeline, self._made_of = scorer, pipeline, made_of
         self._batch = reward.batch
         batched: Any = self._score_batch
         batched.set_max_batch_size(self._batch.max_images)
         batched.set_batch_wait_timeout_s(self._batch.wait_ms / 1000)
+        dtype = reward.options.dtype if isinstance(reward.options, TorchOptions) else "none"
+        self._observed.serve(await self.describe(), dtype=dtype, options=reward.observe)
 
     async def check_health(self) -> None:
         """Called by Serve; a replica that raises here three times in a row is replaced."""
@@ -74,11 +80,13 @@ class RewardReplica:
         """One score per image, in order and of one revision; what is not begun in time is not scored."""
         call = Call(images, prompts, expires=time.monotonic() + deadline_s)
         batched: Any = self._score_batch
-        while True:
-            answers = await asyncio.gather(*(batched(part) for part in call.split(self._batch.max_images)))
-            scores = [score for answer in answers for score in answer]
-            if len({score.revision for score in scores if score.ok}) < 2:
-                return scores
+        with self._observed.holding(len(prompts)):
+            while True:
+                parts = call.split(self._batch.max_images)
+                answers = await asyncio.gather(*(batched(part) for part in parts))
+                scores = [score for answer in answers for score in answer]
+                if len({score.revision for score in scores if score.ok}) < 2:
+                    return scores
 
     @serve.batch(max_concurrent_batches=2, batch_size_fn=_count_images)
     async def _score_batch(self, calls: list[Call]) -> list[list[Score]]:

@@ -17,7 +17,7 @@ EVERY_FILE = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT /
 HOMES = {
     "ray": {
         "trainer/cluster.py",
-        *(f"reward_services/{module}.py" for module in ("deployments", "handles", "replicas")),
+        *(f"reward_services/{module}.py" for module in ("deployments", "handles", "instruments", "replicas")),
     },
     "diffusers": {"trainer/policy.py"},
     "peft": {"trainer/policy.py"},
@@ -32,6 +32,7 @@ HOMES = {
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},
     "reward_services.handles": {"reward_services/deployments.py", "reward_services/replicas.py"},
     "reward_services.replicas": {"reward_services/deployments.py"},
+    "reward_services.instruments": {"reward_services/replicas.py", "trainer/cluster.py"},
 }
 PURE = {
     "trainer/diffusion.py": {"torch", "trainer.records"},
@@ -40,7 +41,10 @@ PURE = {
     "trainer/records.py": {"torch"},
     "reward_services/schema.py": {"pydantic", "reward_services.errors"},
 }
-CLUSTER_MAY_IMPORT = {"reward_services.deployments", "reward_services.config"}
+TRAINER_MAY_IMPORT = {
+    "cluster.py": {f"reward_services.{module}" for module in ("config", "deployments", "instruments")},
+    "observed.py": {"reward_services.observed"},
+}
 FORBIDDEN_WORDS = {"utils", "util", "common", "helpers", "helper", "manager", "processor", "handler", "base"}
 FORBIDDEN_WORDS |= {"misc", "abc"}
 UNTESTED = {"__init__", "__main__", "records"}  # names and declarations only
@@ -118,7 +122,7 @@ def test_trainer_uses_only_the_public_names_of_the_rewards() -> None:
     inner = modules_of("reward_services") - {"reward_services"}
     for path in SOURCES:
         if relative(path).startswith("trainer/"):
-            allowed = CLUSTER_MAY_IMPORT if path.name == "cluster.py" else set()
+            allowed = TRAINER_MAY_IMPORT.get(path.name, set())
             assert not (set(imported(parse(path))) & inner) - allowed, relative(path)
 
 

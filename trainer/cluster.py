@@ -14,8 +14,9 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ from reward_services import AsyncRewardClient, RewardError, Rewards, RewardUnkno
 from reward_services.config import ServicesConfig
 from reward_services.config import load_config as load_services
 from reward_services.deployments import connect, deploy
+from reward_services.instruments import Instruments
 from trainer import loop
 from trainer.config import TrainConfig
-from trainer.coordinator import Coordinator, Pace
+from trainer.coordinator import Pace
 from trainer.driver import RunFailed
+from trainer.observed import STALL, ObservedCoordinator
 from trainer.ranks import Ranks
 
 NAMESPACE = "diffusion-sharpening"
@@ -48,6 +51,7 @@ class CoordinatorScoring:
 
     coordinator: Any
     """Handle of the actor."""
+    record: Instruments = field(default_factory=Instruments)
 
     def submit(
         self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
@@ -56,7 +60,9 @@ class CoordinatorScoring:
         scores = self.coordinator.score.remote(images, list(prompts), list(rewards))
 
         def wait() -> Mapping[str, Sequence[Score]]:
+            began = time.monotonic()
             answer: Mapping[str, Sequence[Score]] = _get(scores)
+            self.record(STALL, time.monotonic() - began)
             return answer
 
         return wait
@@ -220,11 +226,13 @@ def _start_coordinator(config: TrainConfig, services: ServicesConfig | None) -> 
         rewards = connect()
     else:
         rewards = AsyncRewardClient(str(options.url), api_key=os.environ.get("REWARDS_API_KEY"))
-    actor = ray.remote(Coordinator).options(
+    actor = ray.remote(ObservedCoordinator).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000
     )
     names = _rewards_of(config)
-    coordinator: Any = actor.remote(rewards, names=names, pace=Pace(deadline_s=options.deadline_s))
+    coordinator: Any = actor.remote(
+        rewards, names=names, pace=Pace(deadline_s=options.deadline_s), record=Instruments()
+    )
     # No picture yet: asked now, a reward that is not there is found before anything is written.
     _get(coordinator.score.remote([], [], names))
     return coordinator

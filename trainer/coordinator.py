@@ -30,7 +30,8 @@ CacheKey = tuple[bytes, str, str]
 FlightKey = tuple[bytes, tuple[str, ...]]
 """Content of image and prompt, rewards asked for."""
 
-_COUNTED = ("requests", "images", "reward_calls", "cache_hits", "joined", "retries", "failures")
+_CACHE = ("cache_hits", "cache_misses")
+_COUNTED = ("requests", "images", "reward_calls", *_CACHE, "joined", "retries", "failures")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _GRACE_S = 1.0
 
@@ -128,11 +129,16 @@ class Coordinator:
     def stats(self) -> dict[str, float]:
         """Counts since the start; `queue_depth` is now, `wait_s` the seconds that callers waited, summed.
 
-        `reward_calls` counts one per reward and batch, `joined` the images that were in flight already,
-        `failures` the scores that were given up.
+        `oldest_wait_s` is the age of the image that waits longest. `reward_calls` counts one per
+        reward and batch, `joined` the images in flight already, `failures` the scores that were given up.
         """
         counts = {name: float(self._counts[name]) for name in _COUNTED}
-        return counts | {"queue_depth": float(len(self._queue)), "wait_s": self._wait_s}
+        now = {"queue_depth": float(len(self._queue)), "oldest_wait_s": self._oldest_wait_s()}
+        return counts | now | {"wait_s": self._wait_s}
+
+    def _oldest_wait_s(self) -> float:
+        ends = [item.ends for item in self._in_flight.values()]
+        return time.monotonic() - min(ends) + self._pace.deadline_s if ends else 0.0
 
     def _admit(self, item: _Item) -> _Item:
         """The item itself, answered from the cache or queued, or the one of the same content in flight."""
@@ -146,6 +152,7 @@ class Coordinator:
                 item.scores[name] = self._cache[key]
         self._counts["cache_hits"] += len(item.scores)
         item.missing += [name for name in item.names if name not in item.scores]
+        self._counts["cache_misses"] += len(item.missing)
         if not item.missing:
             item.settled.set_result(item.scores)
             return item

@@ -12,8 +12,8 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from reward_services.errors import PROBLEM_PREFIX
 from reward_services.http.lanes import Lanes
+from reward_services.observed import outcome
 from reward_services.schema import Lane, ScoredItem
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,17 +35,17 @@ class Metrics:
             registry=self._registry,
         )
         self._items = Counter(
-            "reward_items",
-            "Items scored, by outcome: ok, or the type of the problem",
+            "reward_http_items",
+            "Items answered, by outcome: ok, or the type of the problem",
             ["reward", "outcome"],
             registry=self._registry,
         )
         waiting = Gauge(
-            "reward_images_waiting", "Images of callers who wait", ["lane"], registry=self._registry
+            "reward_http_images_waiting", "Images of callers who wait", ["lane"], registry=self._registry
         )
         for lane in get_args(Lane):
             waiting.labels(lane).set_function(partial(lanes.images_waiting, lane))
-        under_way = Gauge("reward_images_under_way", "Images being scored", registry=self._registry)
+        under_way = Gauge("reward_http_images_under_way", "Images being scored", registry=self._registry)
         under_way.set_function(lambda: lanes.images_under_way)
 
     def answered(self, route: str | None, status: int, seconds: float) -> None:
@@ -55,8 +55,7 @@ class Metrics:
     def scored(self, items: Sequence[ScoredItem]) -> None:
         """Note what came of the items of a request."""
         for reward, score in ((name, score) for item in items for name, score in item.scores.items()):
-            outcome = score.error.type.removeprefix(PROBLEM_PREFIX) if score.error else "ok"
-            self._items.labels(reward, outcome).inc()
+            self._items.labels(reward, outcome(score)).inc()
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

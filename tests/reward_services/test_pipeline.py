@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from reward_services import ReplicaFailed
+from reward_services.observed import Metric, Observed
 from reward_services.pipeline import Call, Pipeline
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
@@ -67,3 +68,28 @@ def test_a_model_that_cannot_score_its_golden_sample_never_serves(tiny_clip: Any
     scorer.images.projection.weight.fill_(math.nan)
     with pytest.raises(ReplicaFailed, match="golden sample cannot be scored"):
         Pipeline(scorer)
+
+
+def test_phases_sizes_and_outcomes_are_measured(tiny_clip: Any, draw: Draw) -> None:
+    notes: list[tuple[str, float, dict[str, str]]] = []
+
+    def record(metric: Metric, value: float, /, **labels: str) -> None:
+        notes.append((metric.name, value, labels))
+
+    async def run() -> None:
+        pipeline = Pipeline(ClipScorer(str(tiny_clip)), Observed("mine", record))
+        await asyncio.gather(pipeline.score([call(draw(2)), call(draw(1), -1.0)]), pipeline.check())
+        with pytest.raises(AttributeError):
+            await pipeline.score([Call([None], ["a"], math.inf)])  # type: ignore[list-item]
+
+    asyncio.run(run())
+    seconds = [(labels["phase"], value) for name, value, labels in notes if name == "reward_request_seconds"]
+    phases = [phase for phase, _ in seconds]
+    assert phases == ["queue", "queue", "prepare", "run", "total", "total", "queue", "prepare"]
+    took = dict(seconds[:6])
+    assert 0 < took["prepare"] + took["run"] <= took["total"]
+    assert [value for name, value, _ in notes if name == "reward_batch_items"] == [2, 1]
+    assert [(labels["outcome"], value) for name, value, labels in notes if name == "reward_items"] == [
+        *(("ok", 2), ("deadline-exceeded", 1), ("replica-failed", 1))
+    ]
+    assert ("reward_golden_delta", 0.0, {"reward": "mine"}) in notes

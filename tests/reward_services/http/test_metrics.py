@@ -31,8 +31,8 @@ def test_items_are_counted_by_outcome() -> None:
     scores = [Score.of(0.0), Score.of(1.0), Score.failed(ImageInvalid("torn"))]
     metrics.scored([ScoredItem(id="a", index=0, scores={"clip": score}) for score in scores])
     read = samples(metrics.text().decode())
-    assert read["reward_items_total", ("ok", "clip")] == 2
-    assert read["reward_items_total", ("image-invalid", "clip")] == 1
+    assert read["reward_http_items_total", ("ok", "clip")] == 2
+    assert read["reward_http_items_total", ("image-invalid", "clip")] == 1
 
 
 def test_whoever_waits_is_seen() -> None:
@@ -51,8 +51,8 @@ def test_whoever_waits_is_seen() -> None:
             pass
 
     seen = asyncio.run(run())
-    assert seen["reward_images_under_way", ()] == 4
-    assert [seen["reward_images_waiting", (lane,)] for lane in ("train", "eval", "others")] == [3, 0, 0]
+    assert seen["reward_http_images_under_way", ()] == 4
+    assert [seen["reward_http_images_waiting", (lane,)] for lane in ("train", "eval", "others")] == [3, 0, 0]
 
 
 def test_the_endpoint_serves_them_with_routes_not_paths(
@@ -76,4 +76,4 @@ def test_the_endpoint_serves_them_with_routes_not_paths(
         ("other", "404"),
         ("/v1/scores", "200"),
     }
-    assert read["reward_items_total", ("ok", "jpeg")] == 2
+    assert read["reward_http_items_total", ("ok", "jpeg")] == 2
