@@ -34,6 +34,8 @@ from reward_services.options import (
     Hpsv2Options,
     ImageRewardOptions,
     JpegOptions,
+    MllmOptions,
+    OpenaiJudgeOptions,
     PickScoreOptions,
     ScorerOptions,
     VerifierOptions,
@@ -106,6 +108,17 @@ class _Scored(_Deployed, Generic[Name, Options]):
         return {"options": {}, **given} if isinstance(given, dict) else given
 
 
+class _Mllm(_Scored[Literal["mllm"], MllmOptions]):
+    health_check_period_s: PositiveFloat = 1.0
+    """The engine is a process of its own, and is to be missed soon."""
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_part(self) -> Self:
+        if self.num_gpus and self.num_gpus < self.options.tensor_parallel_size:
+            raise ValueError("num_gpus must be at least options.tensor_parallel_size")
+        return self
+
+
 Reward = Annotated[
     _Scored[Literal["aesthetic"], AestheticOptions]
     | _Scored[Literal["clip"], ClipOptions]
@@ -113,6 +126,8 @@ Reward = Annotated[
     | _Scored[Literal["hpsv2"], Hpsv2Options]
     | _Scored[Literal["image_reward"], ImageRewardOptions]
     | _Scored[Literal["jpeg"], JpegOptions]
+    | _Mllm
+    | _Scored[Literal["openai_judge"], OpenaiJudgeOptions]
     | _Scored[Literal["pickscore"], PickScoreOptions]
     | _Scored[Literal["verifier"], VerifierOptions],
     Field(discriminator="scorer"),
