@@ -8,6 +8,7 @@ is a hub model.
 from __future__ import annotations
 
 import difflib
+import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
@@ -235,7 +236,22 @@ def _keys_located(source: str, folder: Path) -> str:
 
 def _with_folder(reward: Reward, folder: Path) -> Reward:
     found = {name: _located(getattr(reward.options, name), folder) for name in reward.options.folders}
-    return reward.model_copy(update={"options": reward.options.model_copy(update=found)})
+    options = reward.options.model_copy(update=found)
+    return reward.model_copy(
+        update={"options": options, "runtime_env": _env_located(reward.runtime_env, folder)}
+    )
+
+
+def _env_located(env: dict[str, Any] | None, folder: Path) -> dict[str, Any] | None:
+    """With an absolute path for an interpreter that is given from the file's folder."""
+    python = str((env or {}).get("py_executable", ""))
+    if env is None or not python.startswith("."):
+        return env
+    # Not resolved: the link is what makes the environment.
+    path = Path(os.path.abspath(folder / python))
+    if not path.exists():
+        raise ConfigInvalid(f"py_executable {path} does not exist; correct it, or make its environment first")
+    return {**env, "py_executable": str(path)}
 
 
 def _located(named: str | dict[str, str], folder: Path) -> str | dict[str, str]:

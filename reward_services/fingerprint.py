@@ -33,6 +33,6 @@ def of_code() -> str:
 
 
 def _listed(named: Path) -> str:
-    """Names, sizes and times of a folder's files, or of a file; to digest gigabytes takes longer than to start."""
+    """Names, sizes and times of a folder's files, or of a file: a digest of gigabytes takes too long."""
     files = sorted(path for path in (named, *named.glob("*")) if path.is_file())
     return "".join(f"{path.name}/{path.stat().st_size}/{path.stat().st_mtime_ns};" for path in files)

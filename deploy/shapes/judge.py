@@ -205,12 +205,14 @@ def blocks(
     return np.stack(images), captions, torch.tensor(grades)
 
 
-def train(judge: LlavaForConditionalGeneration, lesson: Lesson, seconds: float, seed: int) -> None:
-    """Train for a given time; the cosine schedule follows the clock."""
+def train(
+    judge: LlavaForConditionalGeneration, lesson: Lesson, seconds: float, *, learning_rate: float, seed: int
+) -> None:
+    """Train for a given time; the cosine schedule follows the clock. The eyes know much: they change less."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     eyes = list(judge.model.vision_tower.parameters())
     rest = [weight for name, weight in judge.named_parameters() if "vision_tower" not in name]
-    groups = [{"params": eyes, "peak": 3e-4}, {"params": rest, "peak": 1e-3}]
+    groups = [{"params": eyes, "peak": 0.3 * learning_rate}, {"params": rest, "peak": learning_rate}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
     start, iteration = time.time(), 0
     while (elapsed := time.time() - start) < seconds:
@@ -257,7 +259,7 @@ def measure(
 def save(judge: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Save model, tokenizer and processor in the transformers layout, in half precision."""
     judge.half().save_pretrained(folder)
-    # Of the two names that these weights have, transformers reads both and writes the short; vLLM reads the long.
+    # Two names are known for these weights: transformers reads both and writes one, vLLM reads the other.
     file = folder / "model.safetensors"
     weights = {
         name.replace("vision_tower.", "vision_tower.vision_model."): one
@@ -275,16 +277,21 @@ def main() -> None:
     parser.add_argument("clip", type=Path, help="the CLIP whose vision model it starts from")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rubric", type=Path, default=Path(__file__).parent / "judge" / "rubric.yaml")
-    parser.add_argument("--seconds", type=float, default=1400)
+    parser.add_argument("--resume", action="store_true", help="go on from the folder, with a new schedule")
+    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     rubric = load_rubric(str(arguments.rubric))
     processor = new_processor(new_tokenizer(rubric))
-    judge = new_judge(arguments.clip, processor.tokenizer)
+    if arguments.resume:
+        judge = LlavaForConditionalGeneration.from_pretrained(arguments.folder, dtype=torch.float32)
+    else:
+        judge = new_judge(arguments.clip, processor.tokenizer)
     lesson = Lesson(rubric, processor)
-    train(judge, lesson, arguments.seconds, arguments.seed)
+    train(judge, lesson, arguments.seconds, learning_rate=arguments.learning_rate, seed=arguments.seed)
     judge.eval()
     print(f"judge: right picture above a minimally wrong one {measure(judge, lesson, arguments.seed + 1)}")
     save(judge, processor, arguments.folder)

@@ -1,13 +1,15 @@
 """The configuration: the shipped file is valid, folders are found, a mistake is one line with a remedy."""
 
+import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from reward_services import ConfigInvalid
 from reward_services.config import Http, load_config
-from reward_services.options import AestheticOptions, ClipOptions, CompositionalOptions
+from reward_services.options import AestheticOptions, ClipOptions, CompositionalOptions, MllmOptions
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "rewards.yaml"
 GOOD = """
@@ -97,6 +99,50 @@ def test_mistakes_are_one_line_with_a_remedy(tmp_path: Path, right: str, wrong: 
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_judge(tmp_path: Path) -> None:
+    """Its interpreter is found from the file's folder, and stays a link: that makes it an environment's."""
+    deploy, python = tmp_path / "deploy", tmp_path / ".venv-vllm" / "bin" / "python"
+    (deploy / "shapes" / "judge").mkdir(parents=True)
+    path = deploy / "rewards-mllm.yaml"
+    shutil.copy(SHIPPED.parent / path.name, path)
+    with pytest.raises(ConfigInvalid, match=f"{python} does not exist; correct it, or make its environment"):
+        load_config(path)
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    judge = load_config(path).rewards["judge"]
+    assert isinstance(judge.options, MllmOptions)
+    assert judge.options.rubric == str(deploy / "shapes" / "judge" / "rubric.yaml")
+    assert (judge.runtime_env or {})["py_executable"] == str(python)
+    assert judge.health_check_period_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("num_gpus: 1, options: {model: a/b, tensor_parallel_size: 2}", "num_gpus must be at least"),
+        (
+            "options: {model: a/b, engine: {trust_remote_code: true}}",
+            "engine.trust_remote_code.*Input should be",
+        ),
+        (
+            "options: {model: a/b, gpu_memory_utilization: 1.5}",
+            "gpu_memory_utilization: Input should be less",
+        ),
+    ],
+)
+def test_what_no_judge_may_be_told(tmp_path: Path, settings: str, says: str) -> None:
+    with pytest.raises(ConfigInvalid, match=says) as caught:
+        load_config(written(tmp_path, f"rewards: {{judge: {{scorer: mllm, {settings}}}}}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_judge_never_gets_a_key(tmp_path: Path) -> None:
+    judge = "rewards: {gpt: {scorer: openai_judge, options: {model: gpt-4o, %s}}}"
+    load_config(written(tmp_path, judge % "api_key_env: OPENAI_API_KEY"))
+    with pytest.raises(ConfigInvalid, match=r"unknown key 'rewards.gpt.options.api_key'.*'api_key_env'"):
+        load_config(written(tmp_path, judge % "api_key: sk-secret"))
 
 
 def test_a_limit_misspelt_is_an_error(tmp_path: Path) -> None:

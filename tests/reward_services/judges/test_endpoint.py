@@ -20,7 +20,6 @@ from reward_services.judges import JUDGES
 from reward_services.judges.endpoint import EndpointModel
 from reward_services.judges.rubric import Question
 from reward_services.replicas import JudgeReplica
-from reward_services.schema import RewardInfo, Score
 from tests.ports import free_port
 
 LEVELS = {"1": 0.0, "2": 1.0, "3": 2.0}
@@ -78,6 +77,13 @@ def script(server: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
     server.seen.clear()
     server.most_under_way = 0
     return server
+
+
+class Ended(JudgeReplica):
+    """Ends with its test."""
+
+    async def end(self) -> None:
+        await self._judge.close()
 
 
 def says(content: str | None = "2", **choice: Any) -> Answer:
@@ -224,18 +230,18 @@ def test_a_replica_bounds_the_pictures_under_way(script: Script, draw: Callable[
     script.answers.append(says('{"level": "4"}'))
     options = {"model": "gpt-4o", "base_url": script.url, "answers": "json"}
 
-    async def run(max_images: int) -> tuple[list[Score], RewardInfo]:
-        batch = {"max_images": max_images}
-        reward = {"scorer": "openai_judge", "options": options, "batch": batch}
-        await replica.reconfigure({"reward": reward, "files": ""})
-        scores = await replica.score(draw(11), ["a cat"] * 11, 30.0)
+    async def run() -> None:
+        replica = Ended("mine")
+        for max_images in (3, 5):
+            batch = {"max_images": max_images}
+            reward = {"scorer": "openai_judge", "options": options, "batch": batch}
+            await replica.reconfigure({"reward": reward, "files": ""})
+            script.most_under_way = 0
+            scores, info = await replica.score(draw(11), ["a cat"] * 11, 30.0), await replica.describe()
+            assert [score.value for score in scores] == [4.0] * 11
+            assert {score.revision for score in scores} == {info.revision}
+            assert script.most_under_way == info.max_items == max_images
         await replica.check_health()
-        return scores, await replica.describe()
+        await replica.end()
 
-    replica = JudgeReplica("mine")
-    for max_images in (3, 5):
-        script.most_under_way = 0
-        scores, info = asyncio.run(run(max_images))
-        assert [score.value for score in scores] == [4.0] * 11
-        assert {score.revision for score in scores} == {info.revision}
-        assert script.most_under_way == info.max_items == max_images
+    asyncio.run(run())
