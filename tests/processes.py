@@ -10,7 +10,7 @@ def replica_pids(reward: str) -> set[int]:
 
 
 def pids_titled(title: str) -> set[int]:
-    """Descendants of this process whose command line holds `title`; other clusters may run on this machine."""
+    """This process's descendants whose command line holds `title`; other clusters may run on this machine."""
     parents, titles = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -86,8 +86,10 @@ def new_judge(clip: Path, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditi
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    seen = eyes.config.to_dict()
+    seen.pop("_name_or_path", None)  # where it was loaded from says nothing elsewhere
     config = LlavaConfig(
-        vision_config=eyes.config,
+        vision_config=seen,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(SPECIAL[-1]),
         image_seq_length=16,

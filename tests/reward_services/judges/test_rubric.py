@@ -31,8 +31,7 @@ def rubric_file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_the_shipped_rubrics_are_called_by_their_names(name: str) -> None:
     rubric = load_rubric(name)
-    assert rubric.name == name
-    assert rubric.span == (0, 9)
+    assert (rubric.name, rubric.span) == (name, (0, 9))
     assert all(len(level) == 1 for level in rubric.levels)
 
 
