@@ -31,6 +31,7 @@ from reward_services.scorers.weights import digest, local_folder, matching
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 _PULSE = SamplingParams(max_tokens=1, temperature=0.0)
+_ANSWERED = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
 
 
 class EngineModel:
@@ -125,7 +126,7 @@ class EngineModel:
         )
         name, answer = f"question-{next(self._numbers)}", None
         try:
-            _, (prompt,) = await self._engine.renderer.render_chat_async([chat], ChatParams(), limits)
+            _, (prompt,) = await self._engine.renderer.render_chat_async([chat], _ANSWERED, limits)
             async for given in self._engine.generate(prompt, sampling, name):
                 answer = given
         except EngineDeadError as error:

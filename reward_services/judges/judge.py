@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from reward_services.errors import (
     DeadlineExceeded,
+    ImageInvalid,
     ReplicaFailed,
     RewardError,
     ScoreNotFinite,
@@ -29,6 +30,7 @@ from reward_services.schema import RewardInfo, Score
 from reward_services.scorers.scorer import finite_score
 
 _GOLDEN_DEADLINE_S = 60.0
+_MOST_STRETCHED = 64
 
 
 class Model(Protocol):
@@ -68,7 +70,7 @@ class Judge:
     async def score(self, image: NDArray[np.uint8], prompt: str, *, expires: float) -> Score:
         """The score of an (H, W, 3) uint8 image, its aspects as parts; what goes wrong is a failed score."""
         try:
-            check_array(image)
+            _check_image(image)
             async with asyncio.timeout(expires - time.monotonic()):
                 aspects = (self._worth(image, one, expires) for one in self._rubric.questions(prompt))
                 worth = await asyncio.gather(*aspects)
@@ -110,6 +112,16 @@ class Judge:
 
     async def _worth(self, image: NDArray[np.uint8], question: Question, expires: float) -> float:
         return expectation(await self._model.probabilities(image, question, expires=expires), question.levels)
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    """Models resize by the shorter side: a line of pixels would grow beyond all bounds."""
+    check_array(image)
+    height, width = image.shape[:2]
+    if max(height, width) > _MOST_STRETCHED * min(height, width):
+        raise ImageInvalid(
+            f"{width} x {height} pixels: judges take sides that differ {_MOST_STRETCHED} times at most; crop the image"
+        )
 
 
 def expectation(probabilities: Mapping[str, float], levels: Mapping[str, float]) -> float:

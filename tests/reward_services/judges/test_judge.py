@@ -96,8 +96,9 @@ def test_the_deadline_is_kept() -> None:
     assert score(Scripted({}), seconds=-1).error.type == "/problems/deadline-exceeded"
 
 
-def test_no_picture_is_asked_about_that_cannot_be_one() -> None:
-    assert score(Scripted({}), np.zeros((8, 8), np.uint8)).error.type == "/problems/image-invalid"
+@pytest.mark.parametrize("shape", [(8, 8), (0, 8, 3), (1, 65, 3), (650, 10, 3)])
+def test_no_picture_is_asked_about_that_cannot_be_one(shape: tuple[int, ...]) -> None:
+    assert score(Scripted({}), np.zeros(shape, np.uint8)).error.type == "/problems/image-invalid"
 
 
 def test_the_revision_is_the_models_and_the_rubrics() -> None:
