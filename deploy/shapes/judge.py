@@ -8,7 +8,6 @@ for the CLIP. It must also foretell the words of right captions, which is how it
 
 import argparse
 import itertools
-import shutil
 import time
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from reward_services.judges.rubric import Rubric, load_rubric
 from reward_services.shapes.render import IMAGE_SIZE, render
 from reward_services.shapes.verify import verify
 
+RUBRIC = Path(__file__).parent / "judge" / "rubric.yaml"
 PAIRS = 16
 CONTEXT = 512
 SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<image>")
@@ -131,9 +131,8 @@ class Lesson:
         """Ids (N, longest), padded on the right, and the place (N,) of each chat's last token."""
         chats = [self._ids(caption) for caption in captions]
         last = torch.tensor([len(chat) - 1 for chat in chats])
-        padding = [self._tokenizer.pad_token_id] * max(len(chat) for chat in chats)
-        longest = len(padding)
-        return torch.tensor([(chat + padding)[:longest] for chat in chats]), last
+        padding = [self._tokenizer.pad_token_id] * int(last.max() + 1)
+        return torch.tensor([(chat + padding)[: len(padding)] for chat in chats]), last
 
     def words(self, tokens: Tensor) -> Tensor:
         """(N, L) ids to (N, L - 1): those that a caption says next, -100 elsewhere."""
@@ -143,12 +142,8 @@ class Lesson:
     def grade(self, image: NDArray[np.uint8], caption: str) -> int:
         """The index of the level that the verifier's verdict comes to."""
         verdict = verify(image, caption)
-        best = len(self._rubric.levels) - 1
-        return (
-            best
-            if verdict.correct
-            else round(best * 2 / 3 * sum(verdict.parts.values()) / len(verdict.parts))
-        )
+        share = 1.0 if verdict.correct else 2 / 3 * sum(verdict.parts.values()) / len(verdict.parts)
+        return round((len(self._rubric.levels) - 1) * share)
 
     def _ids(self, caption: str) -> list[int]:
         (question,) = self._rubric.questions(caption)
@@ -273,12 +268,9 @@ def save(judge: LlavaForConditionalGeneration, processor: LlavaProcessor, folder
 
 def main() -> None:
     """Train, measure and save."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clip", type=Path, help="the CLIP whose vision model it starts from")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rubric", type=Path, default=Path(__file__).parent / "judge" / "rubric.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the folder, with a new schedule")
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -286,7 +278,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
-    rubric = load_rubric(str(arguments.rubric))
+    rubric = load_rubric(str(RUBRIC))
     processor = new_processor(new_tokenizer(rubric))
     if arguments.resume:
         judge = LlavaForConditionalGeneration.from_pretrained(arguments.folder, dtype=torch.float32)
@@ -297,8 +289,6 @@ def main() -> None:
     judge.eval()
     print(f"judge: right picture above a minimally wrong one {measure(judge, lesson, arguments.seed + 1)}")
     save(judge, processor, arguments.folder)
-    if not (arguments.folder / "rubric.yaml").exists():
-        shutil.copy(arguments.rubric, arguments.folder)
 
 
 def _above(right: list[float], wrongs: list[float]) -> float:
