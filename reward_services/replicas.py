@@ -110,8 +110,10 @@ class JudgeReplica:
         if made_of != self._made_of:
             if self._made_of is not None:
                 await self._judge.close()
-            self._judge, self._made_of = await JUDGES[reward.scorer](**reward.options.model_dump()), made_of
+            self._made_of = None
+            self._judge = await JUDGES[reward.scorer](**reward.options.model_dump())
             await self._judge.prove()
+            self._made_of = made_of
         self._max_images = reward.batch.max_images
         self._places = asyncio.Semaphore(self._max_images)
 
