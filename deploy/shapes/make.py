@@ -1,4 +1,4 @@
-"""Makes the embedded default again from its seeds: `make shapes`, some 100 minutes on two cores.
+"""Makes the embedded default again from its seeds: `make shapes`, some 110 minutes on two cores.
 
     autoencoder ─▶ base model, right captions ─▶ base model, web captions ─┐
     CLIP on clean renders ─┬───────────────────────────────────────────────┴─▶ CLIP tuned on its samples
@@ -26,7 +26,8 @@ STAGES = (
     "base {work}/base --resume --clean --seconds 2400 --learning-rate 1.2e-3 --seed 30 --pictures 80000",
     "base {work}/base --resume --seconds 480 --learning-rate 1.5e-4 --seed 41 --pictures 24000",
     "clip {work}/clip --seconds 480 --seed 0",
-    "judge {work}/clip {work}/judge --seconds 900 --seed 0",
+    "judge {work}/clip {work}/judge --seconds 520 --seed 0",
+    "judge {work}/clip {work}/judge --resume --seconds 250 --seed 10",
     "preference {work}/base {work}/clip {work}/preference-clip --captions 480 --seconds 130 --seed 0",
     "prompts {work}/prompts --seed 0",
 )

@@ -120,7 +120,7 @@ def _check_image(image: NDArray[np.uint8]) -> None:
     height, width = image.shape[:2]
     if max(height, width) > _MOST_STRETCHED * min(height, width):
         raise ImageInvalid(
-            f"{width} x {height} pixels: judges take sides that differ {_MOST_STRETCHED} times at most; crop the image"
+            f"one side of {width} x {height} pixels is over {_MOST_STRETCHED} times the other; crop the image"
         )
 
 
