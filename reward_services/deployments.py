@@ -18,12 +18,14 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from reward_services.config import Http, Reward, ServicesConfig, checked
+from reward_services.config import Http, Reward, ServicesConfig
+from reward_services.config_file import checked
 from reward_services.diagnosis import failure_among, first_line
 from reward_services.errors import ConfigInvalid, RewardNotReady
 from reward_services.fingerprint import fingerprint, of_code, of_files
 from reward_services.handles import APPLICATION, ServeRewards
-from reward_services.replicas import Ingress, RewardReplica
+from reward_services.judges import JUDGES
+from reward_services.replicas import Ingress, JudgeReplica, RewardReplica
 
 _INGRESS = "_ingress"  # no reward can have this name
 _MADE_OF_TIMEOUT_S, _POLL_S = 2.0, 0.2
@@ -77,7 +79,8 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
     )
     # Deployed again from Python, Serve restarts every replica unless it is told that their code is the same;
     # with that, other settings reach the running ones. Serve's own configuration files do so by themselves.
-    same_code: Any = deployment(RewardReplica).options(version=of_code(), _internal=True)
+    replica = JudgeReplica if reward.scorer in JUDGES else RewardReplica
+    same_code: Any = deployment(replica).options(version=of_code(), _internal=True)
     return same_code.bind(name)  # type: ignore[no-any-return]  # Any, for the two arguments above
 
 

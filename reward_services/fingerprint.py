@@ -26,12 +26,13 @@ def of_files(reward: Reward) -> str:
 
 @cache
 def of_code() -> str:
-    """Changes with this package's code."""
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    """Changes with this package's code and rubrics."""
+    package = Path(__file__).parent
+    sources = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-def _listed(folder: Path) -> str:
-    """Names, sizes and times: digesting gigabytes takes longer than a restart. Empty without a folder."""
-    files = sorted(path for path in folder.glob("*") if path.is_file())
+def _listed(named: Path) -> str:
+    """Names, sizes and times of a folder's files, or of a file: a digest of gigabytes takes too long."""
+    files = sorted(path for path in (named, *named.glob("*")) if path.is_file())
     return "".join(f"{path.name}/{path.stat().st_size}/{path.stat().st_mtime_ns};" for path in files)

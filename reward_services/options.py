@@ -140,5 +140,61 @@ class JpegOptions(ScorerOptions):
     direction: Literal["compressible", "incompressible"] = "compressible"
 
 
+EngineArgument = Literal[
+    "block_size",
+    "cpu_offload_gb",
+    "enable_chunked_prefill",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "kv_cache_dtype",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "pipeline_parallel_size",
+    "seed",
+]
+"""Further arguments of vLLM's engine that can be given; none of them runs code or reads files."""
+
+
+class JudgeOptions(ScorerOptions):
+    """Options of every judge."""
+
+    rubric: str = "alignment"
+    """What it is asked: the name of one in reward_services/rubrics, or the path of a YAML file."""
+
+
+class MllmOptions(JudgeOptions):
+    """Options of the `mllm` judge; vLLM's documentation explains those that it shares with `vllm serve`."""
+
+    folders = ("model", "rubric")
+
+    model: str
+    """A folder of a vision-language model in the transformers layout, or a hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model."""
+    dtype: Dtype | Literal["auto"] = "auto"
+    quantization: str | None = None
+    """None is as the model's own configuration says."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs of one engine; `num_gpus` of the reward must be as many."""
+    max_model_len: PositiveInt | None = None
+    """Tokens of picture, prompt and question together; None is the most that the model can take."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    engine: dict[EngineArgument, bool | int | float | str] = {}
+
+
+class OpenaiJudgeOptions(JudgeOptions):
+    """Options of the `openai_judge`; `batch.max_images` bounds the pictures that are asked about at once."""
+
+    folders = ("rubric",)
+
+    model: str
+    """The endpoint's name for the model."""
+    base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://[^/?#]+[^?#]*$")
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the key, where the judge runs; never the key."""
+    answers: Literal["logprobs", "choice", "json"] = "logprobs"
+    """How levels get their probabilities: `choice` is vLLM's constrained output, `json` makes one certain."""
+
+
 class VerifierOptions(ScorerOptions):
     """The `verifier` has none."""

@@ -17,6 +17,8 @@ from reward_services.config import REWARD, Http, ServicesConfig
 from reward_services.handles import ServeRewards
 from reward_services.http.app import create_app
 from reward_services.instruments import Instruments
+from reward_services.judges import JUDGES
+from reward_services.judges.judge import Judge
 from reward_services.merging import IMAGES_A_CALL, MergedRewards
 from reward_services.observed import Observed
 from reward_services.options import TorchOptions
@@ -91,6 +93,57 @@ class RewardReplica:
     @serve.batch(max_concurrent_batches=2, batch_size_fn=_count_images)
     async def _score_batch(self, calls: list[Call]) -> list[list[Score]]:
         return await self._pipeline.score(calls)
+
+
+class JudgeReplica:
+    """One replica of one judge: its model batches by itself, only the images under way are bounded here."""
+
+    _judge: Judge
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._made_of: Any = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take on the bound and, where it is another, the judge.
+
+        The one before ends first, since a GPU does not hold two engines; what it has under way has failed.
+
+        Raises:
+            ConfigInvalid: the judge cannot be made.
+            ReplicaFailed: it cannot score its golden sample.
+        """
+        reward = REWARD.validate_python(user_config["reward"])
+        made_of = (reward.scorer, reward.options, user_config["files"])
+        if made_of != self._made_of:
+            if self._made_of is not None:
+                await self._judge.close()
+            self._made_of = None
+            self._judge = await JUDGES[reward.scorer](**reward.options.model_dump())
+            await self._judge.prove()
+            self._made_of = made_of
+        self._max_images = reward.batch.max_images
+        self._places = asyncio.Semaphore(self._max_images)
+
+    async def check_health(self) -> None:
+        """Called by Serve; a replica that raises here three times in a row is replaced."""
+        await self._judge.check()
+
+    async def describe(self) -> RewardInfo:
+        """What is served here."""
+        return self._judge.describe(self._name, max_items=self._max_images)
+
+    async def score(
+        self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
+    ) -> list[Score]:
+        """One score per image, in order and of one revision; what is not answered in time has failed."""
+        judge, places, expires = self._judge, self._places, time.monotonic() + deadline_s
+
+        async def scored(image: NDArray[np.uint8], prompt: str) -> Score:
+            async with places:
+                return await judge.score(image, prompt, expires=expires)
+
+        return await asyncio.gather(*map(scored, images, prompts))
 
 
 @serve.ingress()

@@ -5,7 +5,12 @@ from pathlib import Path
 
 
 def replica_pids(reward: str) -> set[int]:
-    """Processes of this cluster that serve a reward; other clusters may run on this machine."""
+    """Processes of this cluster that serve a reward."""
+    return pids_titled(f"ServeReplica:rewards:{reward}")
+
+
+def pids_titled(title: str) -> set[int]:
+    """This process's descendants whose command line holds `title`; other clusters may run on this machine."""
     parents, titles = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -18,4 +23,4 @@ def replica_pids(reward: str) -> set[int]:
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return {pid for pid in ours if f"ServeReplica:rewards:{reward}" in titles.get(pid, "")}
+    return {pid for pid in ours if title in titles.get(pid, "")}

@@ -22,11 +22,12 @@ HOMES = {
     "diffusers": {"trainer/policy.py"},
     "peft": {"trainer/policy.py"},
     "fastapi": {"reward_services/http/app.py"},
-    "httpx": {"reward_services/client.py", "reward_services/bench.py"},
+    "httpx": {f"reward_services/{module}.py" for module in ("bench", "client", "judges/endpoint")},
     "prometheus_client": {"reward_services/http/metrics.py"},
     "python_multipart": {"reward_services/http/multipart.py"},
     # Reads plain data of clients that send nothing else; and the name of an error, for what reads tensors.
     "pickle": {"reward_services/http/compat/unpickling.py", "reward_services/scorers/weights.py"},
+    "vllm": {"reward_services/judges/engine.py"},
     # The modules that need a cluster; the command lines import them inside the function that starts one.
     "trainer.cluster": {"trainer/cli.py"},
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},

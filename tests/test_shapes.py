@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward_services.config import load_config as load_services
+from reward_services.config_file import load_config as load_services
 from reward_services.scorers.clip import ClipScorer
 from reward_services.shapes.captions import CATEGORIES, is_held_out, parse
 from reward_services.shapes.verify import verify

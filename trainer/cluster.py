@@ -31,7 +31,7 @@ from ray.train.v2.api.config import FailureConfig
 
 from reward_services import AsyncRewardClient, RewardError, Rewards, RewardUnknown, Score
 from reward_services.config import ServicesConfig
-from reward_services.config import load_config as load_services
+from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy
 from reward_services.instruments import Instruments
 from trainer import loop

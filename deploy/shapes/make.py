@@ -1,7 +1,8 @@
-"""Makes the embedded default again from its seeds: `make shapes`, some 100 minutes on two cores.
+"""Makes the embedded default again from its seeds: `make shapes`, some 110 minutes on two cores.
 
     autoencoder ─▶ base model, right captions ─▶ base model, web captions ─┐
-    CLIP on clean renders ─────────────────────────────────────────────────┴─▶ CLIP tuned on its samples
+    CLIP on clean renders ─┬───────────────────────────────────────────────┴─▶ CLIP tuned on its samples
+                           └─▶ judge
 
 Stages end by the clock, in seconds of two idle cores, so a rerun gives models of the same kind, not the same
 bits.
@@ -25,6 +26,8 @@ STAGES = (
     "base {work}/base --resume --clean --seconds 2400 --learning-rate 1.2e-3 --seed 30 --pictures 80000",
     "base {work}/base --resume --seconds 480 --learning-rate 1.5e-4 --seed 41 --pictures 24000",
     "clip {work}/clip --seconds 480 --seed 0",
+    "judge {work}/clip {work}/judge --seconds 520 --seed 0",
+    "judge {work}/clip {work}/judge --resume --seconds 250 --seed 10",
     "preference {work}/base {work}/clip {work}/preference-clip --captions 480 --seconds 130 --seed 0",
     "prompts {work}/prompts --seed 0",
 )
@@ -58,7 +61,7 @@ def main() -> None:
         print(f"== {module} {' '.join(options)}", flush=True)
         subprocess.run([sys.executable, "-m", f"deploy.shapes.{module}", *options], check=True)
     halve(arguments.work / "base", arguments.folder / "base")
-    for name in ("clip", "preference-clip", "prompts"):
+    for name in ("clip", "judge", "preference-clip", "prompts"):
         shutil.copytree(arguments.work / name, arguments.folder / name, dirs_exist_ok=True)
 
 

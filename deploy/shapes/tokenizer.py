@@ -24,9 +24,8 @@ def words() -> list[str]:
     )
 
 
-def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges until each word is one token."""
-    pieces = [[*word[:-1], word[-1] + _END] for word in vocabulary]
+def learn_merges(pieces: list[list[str]]) -> list[tuple[str, str]]:
+    """Byte-pair merges until each word, given as its letters, is one token."""
     merges: list[tuple[str, str]] = []
     while counts := Counter(pair for word in pieces for pair in itertools.pairwise(word)):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
@@ -37,8 +36,8 @@ def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
     """Save the tokenizer in the transformers layout and return it."""
-    alphabet = _byte_alphabet()
-    merges = learn_merges(words())
+    alphabet = byte_alphabet()
+    merges = learn_merges([[*word[:-1], word[-1] + _END] for word in words()])
     tokens = [*alphabet, *(letter + _END for letter in alphabet), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +64,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The 256 printable stand-ins for bytes that byte-level BPE uses (GPT-2)."""
     printable = [
         *range(ord("!"), ord("~") + 1),

@@ -41,6 +41,16 @@ def test_so_are_the_files_of_several_folders(tmp_path: Path) -> None:
     assert fingerprint(both) != before
 
 
+def test_so_is_a_rubric_of_ones_own(tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.yaml"
+    reward = {"scorer": "openai_judge", "options": {"model": "gpt-4o", "rubric": str(rubric)}}
+    one = ServicesConfig.model_validate({"rewards": {"one": reward}})
+    rubric.touch()
+    before = fingerprint(one)
+    rubric.write_text("name: mood")
+    assert fingerprint(one) != before
+
+
 def test_so_are_the_files_of_a_model_folder(tiny_clip: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(tiny_clip, folder)

@@ -10,6 +10,8 @@ from reward_services.options import (
     Hpsv2Options,
     ImageRewardOptions,
     JpegOptions,
+    MllmOptions,
+    OpenaiJudgeOptions,
     PickScoreOptions,
     ScorerOptions,
     VerifierOptions,
@@ -22,6 +24,8 @@ EVERY = [
     Hpsv2Options,
     ImageRewardOptions,
     JpegOptions,
+    MllmOptions,
+    OpenaiJudgeOptions,
     PickScoreOptions,
     VerifierOptions,
 ]
