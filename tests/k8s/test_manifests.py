@@ -1,0 +1,54 @@
+"""Each overlay as rendered by a real kustomize: right to the API server, the operator, Serve and us."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s import findings, kustomize, serve_config
+
+SERVE_CONFIGS = ("cpu", "one-gpu", "multi-gpu")
+
+
+@pytest.mark.parametrize("overlay", kustomize.OVERLAYS)
+def test_an_overlay_has_no_finding(overlay: str) -> None:
+    assert findings.of_overlay(kustomize.overlay(overlay)) == []
+
+
+@pytest.mark.parametrize("component", ["kueue", "incremental-upgrade"])
+def test_a_component_that_no_overlay_takes_fits_one(component: str, tmp_path: Path) -> None:
+    content = {
+        "resources": [_from(tmp_path, "overlays/prod-gpu")],
+        "components": [_from(tmp_path, f"components/{component}")],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    documents = kustomize.render(tmp_path)
+    assert documents != kustomize.overlay("prod-gpu")
+    assert findings.of_overlay(documents) == []
+
+
+def _from(folder: Path, name: str) -> str:
+    # kustomize takes relative paths only.
+    return str(Path(*[".."] * (len(folder.resolve().parts) - 1), *(kustomize.ROOT / "k8s" / name).parts[1:]))
+
+
+@pytest.mark.parametrize("name", SERVE_CONFIGS)
+def test_a_serve_config_is_what_serve_reads_and_builds(name: str) -> None:
+    text = (kustomize.ROOT / "deploy" / "serve" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert list(serve_config.findings(text)) == []
+
+
+def test_the_serve_config_reaches_the_rayservice_as_it_is_written() -> None:
+    service = next(one for one in kustomize.overlay("prod-gpu") if one["kind"] == "RayService")
+    written = (kustomize.ROOT / "deploy" / "serve" / "multi-gpu.yaml").read_text(encoding="utf-8")
+    assert service["spec"]["serveConfigV2"] == written
+
+
+def test_the_cpu_config_serves_what_the_default_run_asks_for() -> None:
+    served = yaml.safe_load((kustomize.ROOT / "deploy/serve/cpu.yaml").read_text(encoding="utf-8"))
+    default = yaml.safe_load((kustomize.ROOT / "deploy/rewards.yaml").read_text(encoding="utf-8"))
+    rewards = served["applications"][0]["args"]["rewards"]
+    for reward in rewards.values():
+        if "options" in reward:  # the same folders, as they lie in the image and beside the file
+            reward["options"]["model"] = reward["options"]["model"].replace("/app/deploy/", "./")
+    assert rewards == default["rewards"]
