@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CONFIG ?= deploy/shapes.yaml
 
-.PHONY: train test slow check bench-rewards shapes format
+.PHONY: train test slow check manifests bench-rewards shapes format
 
 train: $(STAMP)        ## fine-tune the embedded model: minutes on two CPU cores
 	$(BIN)/sharpen train $(CONFIG) $(ARGS)
@@ -23,6 +23,9 @@ check: $(STAMP)        ## lint, format, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+manifests: $(STAMP)    ## Serve configs, images and every overlay of k8s/, checked without a cluster
+	$(BIN)/python -m pytest -q -m 'not slow' tests/k8s $(ARGS)
 
 bench-rewards: $(STAMP) ## what the way to a reward costs; writes runs/bench/rewards.json
 	$(BIN)/python -m tests.bench_rewards

@@ -15,6 +15,7 @@ from typing import Any
 import celpy
 import jsonschema
 import yaml
+from celpy.adapter import json_to_cel
 
 _DATA = Path(__file__).parent / "crds" / "kuberay.json.xz"
 _OPEN = "x-kubernetes-preserve-unknown-fields"
@@ -127,4 +128,4 @@ def _program(rule: str) -> Any:
 
 
 def _holds(rule: str, value: Any) -> bool:
-    return bool(_program(rule).evaluate({"self": celpy.json_to_cel(value)}))
+    return bool(_program(rule).evaluate({"self": json_to_cel(value)}))

@@ -72,4 +72,4 @@ def network(documents: Sequence[Document]) -> Iterator[str]:
 
 def _denies_all(document: Document) -> bool:
     nothing = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    return document["kind"] == "NetworkPolicy" and document["spec"] == nothing
+    return bool(document["kind"] == "NetworkPolicy" and document["spec"] == nothing)

@@ -1,4 +1,4 @@
-"""Dockerfiles and the compose file: linted, agreeing with the pins, and (slow) their pip steps run for real."""
+"""Dockerfiles and the compose file: linted, agreeing with the pins; (slow) their pip steps run."""
 
 import os
 import re
@@ -40,12 +40,6 @@ def lint(text: str) -> list[str]:
     for name, arguments in steps:
         if name == "FROM" and not re.search(r":3\.11\.\d+-", arguments):
             found.append("the base has no tag of a whole version of the tested Python")
-        if (
-            "pip install" in arguments
-            and "-c constraints.txt" not in arguments
-            and "--no-deps" not in arguments
-        ):
-            found.append("pip without constraints.txt")
         if re.search(r"(curl|wget)[^|&]*\|\s*(ba)?sh", arguments):
             found.append("what was fetched is run")
         torch = re.search(r"\btorch==(\S+)", arguments)
@@ -70,7 +64,7 @@ def test_a_dockerfile_has_no_finding(path: Path) -> None:
         ("python:3.11.14-slim-bookworm", "python:3-slim", "the base has no tag"),
         ("COPY reward_services", "ADD reward_services", "DL3020"),
         ("pip install --no-cache-dir ${PIP_EXTRA_ARGS} -c", "pip install ${PIP_EXTRA_ARGS} -c", "DL3042"),
-        ("-c constraints.txt '.[serve]'", "'.[serve]'", "pip without constraints.txt"),
+        ("-c constraints.txt '.[serve]'", "'.[serve]'", "DL3013"),
         ("torch==2.13.0", "torch==2.12.0", "another torch"),
         ("rm -rf /var/lib/apt/lists/*", "wget -qO- https://example.com/x | sh", "what was fetched is run"),
         ("WORKDIR /app", "WORKDIR app", "DL3000"),
@@ -101,8 +95,8 @@ def test_images_hold_no_weights_but_the_embedded_worlds() -> None:
 def test_compose_opens_this_machine_only_and_runs_what_is_here() -> None:
     for name, service in COMPOSE["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-        assert service["image"] == f"diffusion-sharpening-{Path(service['build']['dockerfile']).stem}:0.1.0"
-        assert project_version() == "0.1.0"
+        made = Path(service["build"]["dockerfile"]).stem
+        assert service["image"] == f"diffusion-sharpening-{made}:{project_version()}"
         assert (ROOT / service["build"]["dockerfile"]).exists(), name
         assert service["cap_drop"] == ["ALL"]
     *_, file = COMPOSE["services"]["rewards"]["command"]
