@@ -35,10 +35,10 @@ def project_version() -> str:
     return version
 
 
-def secrets_documented() -> set[str]:
-    """Names of the Secrets that k8s/README.md tells its reader to make."""
+def secrets_documented() -> set[tuple[str, str]]:
+    """Namespaces and names of the Secrets that k8s/README.md tells its reader to make."""
     text = (ROOT / "k8s" / "README.md").read_text(encoding="utf-8")
-    return set(re.findall(r"create secret generic ([a-z-]+)", text))
+    return set(re.findall(r"kubectl -n ([a-z]+) create secret generic ([a-z-]+)", text))
 
 
 def images(document: Document) -> Iterator[str]:
@@ -60,22 +60,24 @@ def images(document: Document) -> Iterator[str]:
 
 def references(documents: Sequence[Document]) -> Iterator[str]:
     """Secrets, volumes and ConfigMaps that a Pod asks for and nobody makes; one line each."""
-    there = {
+    made = {
         (one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"])
         for one in documents
         if one["kind"] in {"ConfigMap", "PersistentVolumeClaim"}
     }
+    made |= {("Secret", namespace, name) for namespace, name in secrets_documented()}
     for document in documents:
+        namespace, claims = document["metadata"].get("namespace"), _claims(document)
         for group, template in templates(document):
-            for kind, name in _asked_for(template.get("spec", {})):
-                known = (kind, document["metadata"].get("namespace"), name) in there
-                if not known and not (kind == "Secret" and name in secrets_documented()):
-                    yield f"{named(document)} {group}: nobody makes {kind} {name}"
-            claims = document["spec"].get("volumeClaimTemplates", [])
-            volumes = {one["name"] for one in template.get("spec", {}).get("volumes", [])}
-            volumes |= {claim["metadata"]["name"] for claim in claims}
-            mounted = {one["name"] for one in _mounted(template)}
-            yield from (f"{named(document)} {group}: no volume {name}" for name in sorted(mounted - volumes))
+            asked = {(kind, namespace, name) for kind, name in _asked_for(template.get("spec", {}))}
+            missing = [f"nobody makes {kind} {name}" for kind, _, name in sorted(asked - made)]
+            volumes = claims | {one["name"] for one in template.get("spec", {}).get("volumes", [])}
+            missing += [f"no volume {name}" for name in sorted(_mounted(template, "name") - volumes)]
+            yield from (f"{named(document)} {group}: {line}" for line in missing)
+
+
+def _claims(document: Document) -> set[str]:
+    return {claim["metadata"]["name"] for claim in document.get("spec", {}).get("volumeClaimTemplates", [])}
 
 
 def _asked_for(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -93,9 +95,9 @@ def _asked_for(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield "Secret", reference["name"]
 
 
-def _mounted(template: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for container in template.get("spec", {}).get("containers", []):
-        yield from container.get("volumeMounts", [])
+def _mounted(template: Mapping[str, Any], field: str) -> set[str]:
+    containers = template.get("spec", {}).get("containers", [])
+    return {mount[field] for one in containers for mount in one.get("volumeMounts", [])}
 
 
 def placement(service: Document) -> Iterator[str]:
@@ -110,7 +112,7 @@ def placement(service: Document) -> Iterator[str]:
             without = [
                 group["groupName"]
                 for group in fitting
-                if str(keys) not in {one["mountPath"] for one in _mounted(group["template"])}
+                if str(keys) not in _mounted(group["template"], "mountPath")
             ]
             if name == "_ingress" and without:
                 yield f"endpoints may run in {without}, where {keys} is not mounted"
