@@ -46,7 +46,13 @@ _OTHERS = {
             podMetricsEndpoints={
                 "type": "array",
                 "items": _closed(
-                    ["port"], port={"type": "string"}, interval={"type": "string", "pattern": r"^\d+s$"}
+                    ["port"],
+                    port={"type": "string"},
+                    path={"type": "string", "pattern": "^/"},
+                    interval={"type": "string", "pattern": r"^\d+s$"},
+                    authorization=_closed(
+                        ["credentials"], credentials=_closed(["name", "key"], name={}, key={})
+                    ),
                 ),
             },
         )

@@ -10,13 +10,16 @@ Opening = tuple[str, str, int | str]
 
 _NAME = "kubernetes.io/metadata.name"
 _CALLERS = {("rewards", "diffusion-sharpening/calls-rewards=true", port) for port in (8000, 80)}
-_INNER = {
-    (namespace, f"{_NAME}={who}", port)
+_OPERATOR = {
+    (namespace, f"{_NAME}=ray-system", port)
     for namespace in ("rewards", "training")
-    for who, ports in {"ray-system": (8265, 52365, 8000), "monitoring": (8080,)}.items()
-    for port in ports
+    for port in (8265, 52365, 8000)
 }
-MEANT: set[Opening] = _CALLERS | _INNER
+_PROMETHEUS = {
+    (namespace, f"{_NAME}=monitoring", port)
+    for namespace, port in (("rewards", 8080), ("rewards", 8000), ("training", 8080))
+}
+MEANT: set[Opening] = _CALLERS | _OPERATOR | _PROMETHEUS
 """Callers of the rewards (80 is a Gateway's), the operator, and Prometheus; deploy/README.md says why."""
 
 

@@ -67,6 +67,8 @@ def references(documents: Sequence[Document]) -> Iterator[str]:
     }
     made |= {("Secret", namespace, name) for namespace, name in secrets_documented()}
     for document in documents:
+        if document["kind"] == "PodMonitor":
+            yield from _monitored(document, made)
         namespace, claims = document["metadata"].get("namespace"), _claims(document)
         for group, template in templates(document):
             asked = {(kind, namespace, name) for kind, name in _asked_for(template.get("spec", {}))}
@@ -74,6 +76,13 @@ def references(documents: Sequence[Document]) -> Iterator[str]:
             volumes = claims | {one["name"] for one in template.get("spec", {}).get("volumes", [])}
             missing += [f"no volume {name}" for name in sorted(_mounted(template, "name") - volumes)]
             yield from (f"{named(document)} {group}: {line}" for line in missing)
+
+
+def _monitored(monitor: Document, made: set[tuple[str, Any, str]]) -> Iterator[str]:
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        name = endpoint.get("authorization", {}).get("credentials", {}).get("name")
+        if name and ("Secret", monitor["metadata"]["namespace"], name) not in made:
+            yield f"{named(monitor)}: nobody makes Secret {name}"
 
 
 def _claims(document: Document) -> set[str]:
