@@ -34,7 +34,7 @@ def _resource(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 _OTHERS = {
-    ("kueue.x-k8s.io/v1beta1", "LocalQueue"): _resource(
+    ("kueue.x-k8s.io/v1beta2", "LocalQueue"): _resource(
         _closed(["clusterQueue"], clusterQueue={"type": "string"})
     ),
     ("monitoring.coreos.com/v1", "PodMonitor"): _resource(

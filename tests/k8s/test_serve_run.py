@@ -32,7 +32,9 @@ def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
     config["http_options"] |= here
     config["applications"][0]["args"]["http"] |= here
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [BIN / "serve", "run", "--app-dir", ROOT, tmp_path / "serve.yaml"]
+    # A cluster of its own: without an address it would join any Ray that runs on this machine.
+    own = ("--address", "local", "--app-dir", str(ROOT))
+    command = [str(BIN / "serve"), "run", *own, str(tmp_path / "serve.yaml")]
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (tmp_path / "said.txt").open("wb") as said:
         process = subprocess.Popen(command, env=kept, stdout=said, stderr=said)
