@@ -55,7 +55,7 @@ def test_the_cpu_config_serves_to_who_has_a_key(served: tuple[str, str], tmp_pat
         names = [info.id for info in client.describe()]
         picture = np.full((32, 32, 3), 255, dtype=np.uint8)
         scores = client.score([picture], ["a red circle"], rewards=names, deadline_s=60)
-    assert names == ["preference", "clip", "jpeg", "verifier"]
+    assert set(names) == {"preference", "clip", "jpeg", "verifier"}
     assert all(scores[name][0].ok for name in names)
 
 

@@ -152,10 +152,23 @@ def run(job: Document, documents: Sequence[Document]) -> Iterator[str]:
         head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
         if "REWARDS_API_KEY" not in {variable["name"] for variable in head.get("env", [])}:
             yield "rewards.url without REWARDS_API_KEY on the head, where the command runs"
+        yield from _unserved(config, documents)
     ranks = {"num_cpus": config.ranks.cpus_per_worker, "num_gpus": config.ranks.gpus_per_worker}
     places = sum(group["replicas"] for group in cluster["workerGroupSpecs"] if _fits(ranks, group))
     if config.ranks.gpus_per_worker and places < config.ranks.workers:
         yield f"{config.ranks.workers} ranks, but GPUs for {places}"
+
+
+def _unserved(config: TrainConfig, documents: Sequence[Document]) -> Iterator[str]:
+    """Where a run asks another service than the overlay's, or for rewards that it does not serve."""
+    service = next(one for one in documents if one["kind"] == "RayService")
+    address = "http://{name}-serve-svc.{namespace}.svc:8000".format(**service["metadata"])
+    if config.rewards.url != address:
+        yield f"rewards.url is {config.rewards.url}, the service is {address}"
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    asked = {*config.rewards.weights, *filter(None, [config.rewards.judge])}
+    unserved = sorted(asked - application["args"]["rewards"].keys())
+    yield from (f"the run asks for {name}, which is not served" for name in unserved)
 
 
 def _config(job: Document, documents: Sequence[Document]) -> TrainConfig:
