@@ -13,13 +13,16 @@ RUN apt-get update \
 
 WORKDIR /app
 
-COPY constraints.txt pyproject.toml README.md LICENSE ./
-RUN sed -i 's/^numpy==.*/numpy==2.3.5/' constraints.txt \
+COPY constraints.txt pyproject.toml ./
+RUN touch LICENSE README.md \
+    && sed -i 's/^numpy==.*/numpy==2.3.5/' constraints.txt \
     && pip install --no-cache-dir -c constraints.txt torch==2.13.0 \
     && pip install --no-cache-dir -c constraints.txt vllm==0.32.0 '.[serve]'
 
+COPY LICENSE README.md ./
 COPY reward_services reward_services
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+RUN pip install --no-cache-dir --no-deps --force-reinstall . \
+    && rm -rf build ./*.egg-info
 COPY deploy deploy
 
 USER 1000:1000

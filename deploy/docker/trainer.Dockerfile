@@ -16,15 +16,18 @@ RUN apt-get update \
 
 WORKDIR /app
 
-# Dependencies first: a changed line of code does not fetch them again.
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+# Dependencies first: a changed line of code or of the README does not fetch them again.
+COPY constraints.txt pyproject.toml ./
 # hadolint ignore=SC2086
-RUN pip install --no-cache-dir ${PIP_EXTRA_ARGS} -c constraints.txt torch==2.13.0 \
+RUN touch LICENSE README.md \
+    && pip install --no-cache-dir ${PIP_EXTRA_ARGS} -c constraints.txt torch==2.13.0 \
     && pip install --no-cache-dir ${PIP_EXTRA_ARGS} -c constraints.txt '.[train,serve]'
 
+COPY LICENSE README.md ./
 COPY reward_services reward_services
 COPY trainer trainer
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+RUN pip install --no-cache-dir --no-deps --force-reinstall . \
+    && rm -rf build ./*.egg-info
 COPY deploy deploy
 
 USER 1000:1000
