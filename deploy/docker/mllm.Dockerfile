@@ -13,9 +13,10 @@ RUN apt-get update \
 
 WORKDIR /app
 
+# What vLLM pins otherwise: numpy, and lark among the tools of development.
 COPY constraints.txt pyproject.toml ./
 RUN touch LICENSE README.md \
-    && sed -i 's/^numpy==.*/numpy==2.3.5/' constraints.txt \
+    && sed -i -e 's/^numpy==.*/numpy==2.3.5/' -e '/^# development/,$d' constraints.txt \
     && pip install --no-cache-dir -c constraints.txt torch==2.13.0 \
     && pip install --no-cache-dir -c constraints.txt vllm==0.32.0 '.[serve]'
 
