@@ -61,8 +61,8 @@ class Caller(threading.Thread):
 
 
 @contextmanager
-def head(dashboard: int) -> Iterator[dict[str, str]]:
-    """A Ray cluster on this machine, closed by a token; gives the environment that reaches it."""
+def head(dashboard: int) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """A Ray cluster on this machine, closed by a token; gives its process and the environment that reaches it."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {
         "RAY_AUTH_MODE": "token",
@@ -74,9 +74,9 @@ def head(dashboard: int) -> Iterator[dict[str, str]]:
         *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "2", "--disable-usage-stats"),
         *("--node-ip-address", "127.0.0.1", "--port", "0", "--dashboard-port", str(dashboard), *ports),
     ]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
-        yield environment
+        yield process, environment
     finally:
         process.terminate()
         process.wait(timeout=PATIENCE_S)
@@ -97,36 +97,38 @@ def config(port: int, *, surge: bool, direction: str) -> dict[str, Any]:
     return content
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(what: str, holds: Callable[[], bool]) -> None:
     """Wait; SystemExit where it takes too long."""
     ends = time.monotonic() + PATIENCE_S
     while not holds():
         if time.monotonic() > ends:
-            raise SystemExit(f"it took longer than {PATIENCE_S} s")
+            raise SystemExit(f"{what} took longer than {PATIENCE_S} s")
         time.sleep(1.0)
 
 
 def measure(*, surge: bool) -> str:
     """Deploy, change under load, and say what the caller saw."""
     dashboard, port = free_port(), free_port()
-    with head(dashboard) as environment, tempfile.TemporaryDirectory() as folder:
+    with head(dashboard) as (process, environment), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "serve.yaml"
         command = [str(BIN / "serve"), "deploy", "--address", f"http://127.0.0.1:{dashboard}", str(file)]
 
         def deployed(direction: str) -> bool:
+            if process.poll() is not None:
+                raise SystemExit("the cluster did not come up; what it said is above")
             file.write_text(yaml.safe_dump(config(port, surge=surge, direction=direction)), encoding="utf-8")
             return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
         with RewardClient(f"http://127.0.0.1:{port}", retries=0) as client:
-            until(lambda: deployed("compressible"))
-            until(lambda: _ready(client))
+            until("a cluster", lambda: deployed("compressible"))
+            until("the rewards", lambda: _ready(client))
             caller = Caller(client)
             caller.start()
             time.sleep(SETTLED_S)
             before, quiet_s = caller.jpeg, max(caller.waits_s)
             seen = len(caller.waits_s)
-            until(lambda: deployed("incompressible"))
-            until(lambda: caller.jpeg != before)
+            until("another configuration", lambda: deployed("incompressible"))
+            until("the change", lambda: caller.jpeg != before)
             time.sleep(SETTLED_S)
             caller.stop()
     asked, failed, longest_s = len(caller.waits_s), len(caller.failures), max(caller.waits_s[seen:])
