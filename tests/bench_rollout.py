@@ -62,7 +62,7 @@ class Caller(threading.Thread):
 
 @contextmanager
 def head(dashboard: int) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
-    """A Ray cluster on this machine, closed by a token; gives its process and the environment that reaches it."""
+    """A Ray cluster here, closed by a token; gives its process and the environment that reaches it."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {
         "RAY_AUTH_MODE": "token",
