@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reward_services.http.gate import OPEN
 from tests.k8s import findings, kustomize, serve_config
 
 SERVE_CONFIGS = ("cpu", "one-gpu", "multi-gpu")
@@ -42,6 +43,11 @@ def test_the_serve_config_reaches_the_rayservice_as_it_is_written() -> None:
     service = next(one for one in kustomize.overlay("prod-gpu") if one["kind"] == "RayService")
     written = (kustomize.ROOT / "deploy" / "serve" / "multi-gpu.yaml").read_text(encoding="utf-8")
     assert service["spec"]["serveConfigV2"] == written
+
+
+def test_the_operators_page_names_every_route_that_needs_no_key() -> None:
+    page = (kustomize.ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert [route for route in OPEN if f"`{route}`" not in page] == []
 
 
 def test_the_cpu_config_serves_what_the_default_run_asks_for() -> None:
