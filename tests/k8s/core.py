@@ -33,6 +33,19 @@ def _resource(spec: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+_RULE = {
+    **_closed(
+        ["expr"],
+        record={"type": "string"},
+        alert={"type": "string"},
+        expr={"type": ["string", "integer"]},
+        **{"for": {"type": "string", "pattern": r"^\d+[smhd]$"}},
+        labels=_LABELS,
+        annotations=_LABELS,
+    ),
+    "oneOf": [{"required": ["record"]}, {"required": ["alert"]}],
+}
+
 _OTHERS = {
     ("kueue.x-k8s.io/v1beta2", "LocalQueue"): _resource(
         _closed(["clusterQueue"], clusterQueue={"type": "string"})
@@ -57,7 +70,15 @@ _OTHERS = {
             },
         )
     ),
-    ("monitoring.coreos.com/v1", "PrometheusRule"): _resource(_closed(["groups"], groups={"type": "array"})),
+    ("monitoring.coreos.com/v1", "PrometheusRule"): _resource(
+        _closed(
+            ["groups"],
+            groups={
+                "type": "array",
+                "items": _closed(["name", "rules"], name={}, rules={"type": "array", "items": _RULE}),
+            },
+        )
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Each overlay as rendered by a real kustomize: right to the API server, the operator, Serve and us."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_the_serve_config_reaches_the_rayservice_as_it_is_written() -> None:
 def test_the_operators_page_names_every_route_that_needs_no_key() -> None:
     page = (kustomize.ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
     assert [route for route in OPEN if f"`{route}`" not in page] == []
+
+
+def test_the_prometheus_rule_is_a_copy_of_the_rules() -> None:
+    (rule,) = (one for one in kustomize.overlay("prod-gpu") if one["kind"] == "PrometheusRule")
+    written = yaml.safe_load((kustomize.ROOT / "deploy/prometheus/rules.yaml").read_text(encoding="utf-8"))
+    assert rule["spec"] == written, (
+        "copy deploy/prometheus/rules.yaml into k8s/components/monitoring/rules.yaml"
+    )
+
+
+def test_the_operators_page_explains_every_alert() -> None:
+    groups = yaml.safe_load((kustomize.ROOT / "deploy/prometheus/rules.yaml").read_text(encoding="utf-8"))
+    alerts = {rule["alert"] for group in groups["groups"] for rule in group["rules"] if "alert" in rule}
+    page = (kustomize.ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([A-Z]\w+)` \|", page, flags=re.MULTILINE)) == alerts
 
 
 def test_the_cpu_config_serves_what_the_default_run_asks_for() -> None:
