@@ -50,7 +50,8 @@ class Caller(threading.Thread):
             except RewardError as error:
                 self.failures.append(str(error))
                 continue
-            self.waits_s.append(time.monotonic() - began)
+            finally:
+                self.waits_s.append(time.monotonic() - began)
             self.failures += [str(scores[name][0].error) for name in NAMES if not scores[name][0].ok]
             self.jpeg = scores["jpeg"][0].value
 
@@ -131,8 +132,9 @@ def measure(*, surge: bool) -> str:
             until("the change", lambda: caller.jpeg != before)
             time.sleep(SETTLED_S)
             caller.stop()
-    asked, failed, longest_s = len(caller.waits_s), len(caller.failures), max(caller.waits_s[seen:])
-    return f"surge {surge}: {asked} asked, {failed} failed; longest {longest_s:.1f} s, before {quiet_s:.1f} s"
+    asked, longest_s = len(caller.waits_s), max(caller.waits_s[seen:])
+    said = f"surge {surge}: {asked} asked, longest {longest_s:.1f} s, before {quiet_s:.1f} s; "
+    return said + f"{len(caller.failures)} failed: {sorted(set(caller.failures))}"
 
 
 def _ready(client: RewardClient) -> bool:
