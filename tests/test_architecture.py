@@ -43,7 +43,9 @@ PURE = {
     "reward_services/schema.py": {"pydantic", "reward_services.errors"},
 }
 TRAINER_MAY_IMPORT = {
-    "cluster.py": {f"reward_services.{module}" for module in ("config", "deployments", "instruments")},
+    "cluster.py": {
+        f"reward_services.{module}" for module in ("config", "config_file", "deployments", "instruments")
+    },
     "observed.py": {"reward_services.observed"},
 }
 FORBIDDEN_WORDS = {"utils", "util", "common", "helpers", "helper", "manager", "processor", "handler", "base"}
