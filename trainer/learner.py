@@ -199,7 +199,7 @@ class Learner:
         steps_BS = draws.steps_PS[rows]
         count, steps = steps_BS.shape[1], steps_BS.flatten()
         rows, columns = rows.repeat_interleave(count), columns.repeat_interleave(count)
-        clean, levels = branches.clean[rows, columns], self._schedule.alpha_bars_T[steps]
+        clean, levels = branches.clean[rows, columns], self._schedule.levels_T[steps]
         if draws.noise_PT is None:
             states = branches.states[steps, rows, columns]
         else:

@@ -43,7 +43,7 @@ def kept_graph_loss(run: Run, lesson: Lesson, steps_PS: Tensor) -> Tensor:
     text = branches.text.take(torch.arange(prompts).repeat_interleave(count))
 
     def errors_at(step: int) -> Tensor:
-        states, level = branches.states[step].flatten(0, 1), schedule.alpha_bars_T[step]
+        states, level = branches.states[step].flatten(0, 1), schedule.levels_T[step]
         times = schedule.timesteps_T[step].expand(len(states))
         outputs = run.policy.predict(states, times, text, config.sampling.guidance)
         targets = target_output(states, branches.clean.flatten(0, 1), level, schedule.prediction_type)

@@ -265,4 +265,4 @@ def test_the_schedule_is_that_of_the_models_scheduler(pipelines: dict[str, Path]
         scheduler.set_timesteps(10)
         assert schedule.prediction_type == kind
         assert schedule.timesteps_T.tolist() == scheduler.timesteps.tolist()
-        assert schedule.next_alpha_bars_T[-1] == scheduler.alphas_cumprod[0]
+        assert schedule.next_levels_T.signal[-1] == scheduler.alphas_cumprod[0].sqrt()
