@@ -19,7 +19,10 @@ HOMES = {
         "trainer/cluster.py",
         *(f"reward_services/{module}.py" for module in ("deployments", "handles", "replicas")),
     },
-    "diffusers": {"trainer/policy.py"},
+    "diffusers": {
+        "trainer/policy.py",
+        *(f"trainer/families/{name}.py" for name in ("flux", "schedules", "sd", "sd3", "sdxl")),
+    },
     "peft": {"trainer/policy.py"},
     "fastapi": {"reward_services/http/app.py"},
     "httpx": {"reward_services/client.py"},

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.diffusion import Schedule, clean_and_noise, step_distribution
-from trainer.policy import Conditioning, Policy
+from trainer.families.family import Conditioning
+from trainer.policy import Policy
 from trainer.records import Prompt
 
 
@@ -87,7 +88,7 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
         output = policy.predict(
             state.flatten(0, 1), schedule.timesteps_T[j].expand(len(rows)), text.take(rows), guidance
         )
-        evaluations += len(rows) * (1 if guidance == 1 else 2)
+        evaluations += len(rows) * policy.evaluations(guidance)
         level, next_level = schedule.levels_T[j], schedule.next_levels_T[j]
         clean, eps = clean_and_noise(state.flatten(0, 1), output, level, schedule.prediction_type)
         mean, std = step_distribution(clean, eps, level, next_level, eta)

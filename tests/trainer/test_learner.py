@@ -68,11 +68,12 @@ def kept_graph_loss(run: Run, lesson: Lesson, steps_PS: Tensor) -> Tensor:
 
 
 @METHODS
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux-dev"])
 def test_replayed_winners_give_the_gradient_of_graphs_kept(
-    pipelines: dict[str, Path], tmp_path: Path, method: str, kind: str
+    families: dict[str, Path], tmp_path: Path, method: str, name: str
 ) -> None:
-    config = configured(tmp_path, pipelines[kind], f"method={method}", *PLAIN, "loss.states=visited")
+    options = (f"method={method}", *PLAIN, "loss.states=visited", "model.image_size=16")
+    config = configured(tmp_path, families[name], *options)
     run = started(config)
     lessons = lessons_of(run)
     run.learner.learn(lessons)  # off the reference, where log-ratios are not all nothing
