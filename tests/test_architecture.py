@@ -24,6 +24,7 @@ HOMES = {
         *(f"trainer/families/{name}.py" for name in ("flux", "schedules", "sd", "sd3", "sdxl")),
     },
     "peft": {"trainer/policy.py"},
+    "accelerate": {"trainer/policy.py"},
     "fastapi": {"reward_services/http/app.py"},
     "httpx": {"reward_services/client.py"},
     "prometheus_client": {"reward_services/http/metrics.py"},

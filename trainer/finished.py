@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.config import ConfigError, ModelConfig, SamplingConfig, TrainConfig, load_config
+from trainer.config import ConfigError, SamplingConfig, TrainConfig, load_config
 from trainer.evaluation import EvaluationResult
 from trainer.held_out import HeldOut, draw
+from trainer.model_config import ModelConfig
 from trainer.policy import ModelError, Policy
 from trainer.prompts import read_prompts
 from trainer.ranks import Ranks

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from numpy.typing import NDArray
@@ -23,10 +25,10 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import Schedule
 from trainer.families import FAMILIES
 from trainer.families.family import Conditioning, Family, ModelError
+from trainer.model_config import LoraConfig, ModelConfig
 
 __all__ = ["ModelError", "Policy", "check_model"]
 
@@ -40,14 +42,21 @@ class Policy:
     """Encode, predict, decode; train the denoiser or adapters on it; save what diffusers loads."""
 
     def __init__(
-        self, family: Family, lora: LoraConfig | None, device: torch.device, *, trainable: bool = True
+        self,
+        family: Family,
+        lora: LoraConfig | None,
+        device: torch.device,
+        *,
+        trainable: bool = True,
+        offload: bool = False,
     ) -> None:
-        self._family, self._pipeline = family, family.pipeline.to(device)
-        self.device = device
+        self._family, self._pipeline, self.device = family, family.pipeline, device
+        vae, network = self._pipeline.vae, family.network
+        self._visitors: list[UserCpuOffloadHook] = []
         for module in self._pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
-        vae, network = self._pipeline.vae, family.network
+                self._place(module, visits=offload and module is not network)
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()  # SDXL's autoencoder overflows in half precision
         self._dtype: torch.dtype = network.dtype
@@ -111,7 +120,8 @@ class Policy:
         pipeline.vae.use_tiling = config.decoding == "tiled"
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
-        return cls(family, config.lora, device or torch.device("cpu"), trainable=trainable)
+        device = device or torch.device("cpu")
+        return cls(family, config.lora, device, trainable=trainable, offload=config.offload)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -140,7 +150,9 @@ class Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text features of N prompts; those of a text that was met lately are not computed again."""
-        return Conditioning.joined([self._encoded(text) for text in prompts]).to(self.device)
+        rows = [self._encoded(text) for text in prompts]
+        self._send_home()
+        return Conditioning.joined(rows).to(self.device)
 
     def predict(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
         """The model's output under guidance as at inference: (N, C, h, w) to the same.
@@ -183,6 +195,7 @@ class Policy:
         vae = self._pipeline.vae
         latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
         images = vae.decode(latents.to(vae.dtype)).sample.float()
+        self._send_home()
         scaled = (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
         pictures: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return pictures
@@ -204,7 +217,20 @@ class Policy:
     @functools.cached_property
     @torch.no_grad()
     def _empty(self) -> Conditioning:
-        return self._family.encode_empty(self.device)
+        empty = self._family.encode_empty(self.device)
+        self._send_home()
+        return empty
+
+    def _place(self, module: nn.Module, *, visits: bool) -> None:
+        """Onto the device, now or whenever it is called."""
+        if visits:
+            self._visitors.append(cpu_offload_with_hook(module, self.device)[1])
+        else:
+            module.to(self.device)
+
+    def _send_home(self) -> None:
+        for visitor in self._visitors:
+            visitor.offload()
 
     def _evaluate(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
         network = self._frozen if self._reference_active and self._frozen is not None else self.denoiser

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tests.tiny import IMAGE_SIZE, LATENT_SHAPE
 from trainer.branches import Branches, grow, step_noise
-from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import clean_and_noise, log_probability, step_distribution
 from trainer.families import FAMILIES
 from trainer.families.family import JOINT_ATTENTION, Conditioning
+from trainer.model_config import LoraConfig, ModelConfig
 from trainer.policy import ModelError, Policy
 from trainer.records import Prompt
 
@@ -27,8 +27,15 @@ PROMPTS = [Prompt(0, "a red circle"), Prompt(1, "two blue squares"), Prompt(2, "
 SEEDS = [11, 12, 13]
 
 
-def load(folder: Path, lora: LoraConfig | None = LORA, **options: Any) -> Policy:
-    return Policy.load(ModelConfig(path=str(folder), lora=lora, image_size=IMAGE_SIZE, **options))
+def load(
+    folder: Path, lora: LoraConfig | None = LORA, device: torch.device | None = None, **options: Any
+) -> Policy:
+    config = ModelConfig(path=str(folder), lora=lora, image_size=IMAGE_SIZE, **options)
+    return Policy.load(config, device)
+
+
+def place(module: torch.nn.Module) -> str:
+    return next(module.parameters()).device.type
 
 
 def plain(folder: Path) -> Any:
@@ -170,6 +177,24 @@ def test_half_precision_draws_nearly_the_same(families: dict[str, Path], name: s
     half = pictures(grown_by(load(families[name], dtype="bfloat16")))
     exact = pictures(grown_by(load(families[name])))
     assert np.abs(half.astype(int) - exact).mean() < 10
+
+
+@EVERY
+def test_what_is_not_trained_visits_the_device_to_be_used(families: dict[str, Path], name: str) -> None:
+    """The device here is one that holds no numbers: who is on it can be seen, and that nobody comes back."""
+    policy = load(families[name], offload=True, device=torch.device("meta"))
+    encoder, vae = policy._pipeline.text_encoder, policy._pipeline.vae
+    assert (place(policy.denoiser), place(encoder), place(vae)) == ("meta", "cpu", "cpu")
+    with pytest.raises(NotImplementedError, match="meta"):
+        policy.encode(["a red circle"])
+    assert (place(encoder), place(vae)) == ("meta", "cpu")
+    with pytest.raises(
+        NotImplementedError, match=r"use torch.nn.Module.to_empty\(\)"
+    ):  # Module.to("cpu") says it
+        policy.decode(torch.zeros(1, *LATENT_SHAPE, device="meta"))
+    assert np.array_equal(
+        pictures(grown_by(load(families[name], offload=True))), pictures(grown_by(load(families[name])))
+    )
 
 
 @EVERY

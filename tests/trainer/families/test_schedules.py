@@ -16,8 +16,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from trainer.config import ModelConfig
 from trainer.families.schedules import ddpm_schedule, flow_schedule
+from trainer.model_config import ModelConfig
 from trainer.policy import ModelError, Policy
 
 
