@@ -15,9 +15,14 @@ def ddpm_schedule(pipeline: Any, steps: int) -> Schedule:
     """DDIM's levels, whatever sampler the pipeline comes with: they belong to how the model was trained.
 
     Raises:
-        ModelError: the model predicts something else, or its scheduler has no levels of DDPM's kind.
+        ModelError: the model predicts something else, was distilled to skip levels, or its scheduler has no
+            levels of DDPM's kind.
     """
     config = pipeline.scheduler.config
+    if pipeline.unet.config.time_cond_proj_dim:
+        raise ModelError(
+            f"{pipeline.name_or_path} is distilled (latent consistency); give the model it was made from"
+        )
     if "beta_schedule" not in config:  # those of EDM, such as Playground's
         raise ModelError(
             f"{pipeline.name_or_path} has a {config['_class_name']}, whose noise levels are not DDPM's; "

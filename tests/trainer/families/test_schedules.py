@@ -16,6 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from tests.tiny import unet
 from trainer.families.schedules import ddpm_schedule, flow_schedule
 from trainer.model_config import ModelConfig
 from trainer.policy import ModelError, Policy
@@ -37,6 +38,13 @@ def test_ddpm_levels_are_ddims(families: dict[str, Path], name: str, steps: int)
     assert schedule.prediction_type == scheduler.config.prediction_type
     # None of these was trained to end at alpha_bar = 1.
     assert schedule.next_levels_T.signal[-1] == scheduler.alphas_cumprod[0].sqrt()
+
+
+def test_a_distilled_unet_is_refused(families: dict[str, Path]) -> None:
+    pipeline = pipeline_of(families["sd1"])
+    pipeline.unet = unet(cross_attention_dim=16, addition_embed_type=None, time_cond_proj_dim=8)
+    with pytest.raises(ModelError, match=r"is distilled .*; give the model it was made from"):
+        ddpm_schedule(pipeline, 4)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 28])
