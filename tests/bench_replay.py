@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from trainer.branches import grow, step_noise
-from trainer.config import ModelConfig
 from trainer.diffusion import clean_and_noise, step_distribution, target_output
 from trainer.losses import denoising_errors, path_loss
+from trainer.model_config import ModelConfig
 from trainer.policy import Policy
 from trainer.records import Prompt
 
@@ -51,12 +51,12 @@ def kept(policy: Policy, prompts: list[Prompt], noise: Tensor, steps: int) -> Te
         output = policy.predict(state, schedule.timesteps_T[j].expand(len(rows)), text.take(rows), GUIDANCE)
         states.append(state)
         outputs.append(output)
-        level, next_level = schedule.alpha_bars_T[j], schedule.next_alpha_bars_T[j]
+        level, next_level = schedule.levels_T[j], schedule.next_levels_T[j]
         clean, eps = clean_and_noise(state, output.detach(), level, schedule.prediction_type)
         mean, std = step_distribution(clean, eps, level, next_level, 1.0)
         state = mean + std * noise[j + 1].flatten(0, 1)
     best = torch.arange(count) * branches + winners(state.unflatten(0, (count, branches)))
-    levels = schedule.alpha_bars_T.repeat_interleave(count)
+    levels = schedule.levels_T[torch.arange(steps).repeat_interleave(count)]
     visited = torch.cat([part[best] for part in states])
     targets = target_output(visited, state[best].repeat(steps, 1, 1, 1), levels, schedule.prediction_type)
     errors = denoising_errors(torch.cat([part[best] for part in outputs]), targets)
@@ -70,7 +70,8 @@ def replayed(policy: Policy, prompts: list[Prompt], noise: Tensor, steps: int) -
     best, count = winners(grown.clean), len(prompts)
     rows = torch.arange(count)
     visited = grown.states[:-1, rows, best].flatten(0, 1)
-    levels, timesteps = (x.repeat_interleave(count) for x in (schedule.alpha_bars_T, schedule.timesteps_T))
+    every = torch.arange(steps).repeat_interleave(count)
+    levels, timesteps = schedule.levels_T[every], schedule.timesteps_T[every]
     clean = grown.clean[rows, best].repeat(steps, 1, 1, 1)
     targets = target_output(visited, clean, levels, schedule.prediction_type)
     outputs = policy.predict(visited, timesteps, grown.text.take(rows.repeat(steps)), GUIDANCE)

@@ -19,8 +19,12 @@ HOMES = {
         "trainer/cluster.py",
         *(f"reward_services/{module}.py" for module in ("deployments", "handles", "instruments", "replicas")),
     },
-    "diffusers": {"trainer/policy.py"},
+    "diffusers": {
+        "trainer/policy.py",
+        *(f"trainer/families/{name}.py" for name in ("flux", "schedules", "sd", "sd3", "sdxl")),
+    },
     "peft": {"trainer/policy.py"},
+    "accelerate": {"trainer/policy.py"},
     "fastapi": {"reward_services/http/app.py"},
     "httpx": {f"reward_services/{module}.py" for module in ("bench", "client", "judges/endpoint")},
     "prometheus_client": {"reward_services/http/metrics.py"},

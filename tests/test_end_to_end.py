@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from diffusers import FluxPipeline
+from PIL import Image
 
 from tests.small_run import settings
 from tests.tiny import write_clip, write_pipeline
+from tests.tiny_families import write_flux
 from trainer.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +121,29 @@ def test_a_reward_that_never_comes_up_is_a_line_and_leaves_nothing(configured: P
     (line,) = result.stderr.splitlines()
     assert line.startswith("sharpen: reward jpeg never became ready: model folder ")
     assert sorted(configured.parent.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_flow_matching_model_is_sharpened(configured: Path, tmp_path: Path) -> None:
+    """FLUX from the command line: stochastic steps, adapters on its transformer, a size of ours."""
+    flux, run = write_flux(tmp_path / "flux", guided=True), tmp_path / "run"
+    changes = (f"model.path={flux}", "model.lora={rank: 2}", "model.image_size=16", "updates=2")
+    result = sharpen("train", str(configured), *(part for change in changes for part in ("--set", change)))
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert summary["updates"] == 2
+    # Guidance is an input of its transformer: 4 prompts, 3 branches, 3 steps; 2 optimizer steps on 2 states
+    # of 2 branches, policy and reference. No prediction takes two evaluations.
+    assert summary["unet_evaluations"] == 2 * (4 * 3 * 3 + 2 * 4 * 2 * 2 * 2)
+    pipeline = FluxPipeline.from_pretrained(flux)
+    pipeline.load_lora_weights(run / "lora")
+    assert any(
+        weight.abs().max() > 0 for name, weight in pipeline.transformer.named_parameters() if "lora_B" in name
+    )
+    result = sharpen("sample", str(run), "a red circle", "--pictures", "1", "--out", str(tmp_path / "drawn"))
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "drawn" / "00-0.png") as picture:
+        assert picture.size == (16, 16)
 
 
 def test_samples_are_drawn_again_from_their_seed(pipeline: Path, tmp_path: Path) -> None:

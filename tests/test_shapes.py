@@ -13,7 +13,8 @@ from reward_services.scorers.clip import ClipScorer
 from reward_services.shapes.captions import CATEGORIES, is_held_out, parse
 from reward_services.shapes.verify import verify
 from trainer.branches import grow, step_noise
-from trainer.config import ModelConfig, load_config
+from trainer.config import load_config
+from trainer.model_config import ModelConfig
 from trainer.policy import Policy
 from trainer.prompts import read_prompts
 

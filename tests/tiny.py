@@ -1,6 +1,7 @@
 """Very small models with random weights in the real layouts: an SDXL pipeline folder and a CLIP folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -11,6 +12,7 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
 )
 
 from deploy.shapes.tokenizer import MAX_TOKENS, write_tokenizer
@@ -25,25 +27,14 @@ def write_pipeline(folder: Path, prediction_type: PredictionType) -> Path:
     """An SDXL with 8 x 8 latents and 16 x 16 pictures, saved by diffusers; returns the folder."""
     torch.manual_seed(0)
     tokenizer = write_tokenizer(folder / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_config(tokenizer)
     pipeline = StableDiffusionXLPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=CLIPTextModel(text),
         text_encoder_2=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=_unet(),
+        unet=unet(),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -88,7 +79,24 @@ def write_clip(folder: Path, projection: int = 24) -> Path:
     return folder
 
 
-def _vae() -> AutoencoderKL:
+def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """A CLIP's text tower, two layers."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def vae(**options: Any) -> AutoencoderKL:
+    """An autoencoder that halves the sides of a picture."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -101,24 +109,27 @@ def _vae() -> AutoencoderKL:
         sample_size=IMAGE_SIZE,
         scaling_factor=0.5,
         mid_block_add_attention=False,
+        **options,
     )
 
 
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=LATENT_SHAPE[1],
-        in_channels=LATENT_SHAPE[0],
-        out_channels=LATENT_SHAPE[0],
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        attention_head_dim=2,
-        cross_attention_dim=2 * TEXT_WIDTH,
-        transformer_layers_per_block=1,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 8,
-    )
+def unet(**options: Any) -> UNet2DConditionModel:
+    """SDXL's UNet, or another's by its options."""
+    settings = {
+        "sample_size": LATENT_SHAPE[1],
+        "in_channels": LATENT_SHAPE[0],
+        "out_channels": LATENT_SHAPE[0],
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 2 * TEXT_WIDTH,
+        "transformer_layers_per_block": 1,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": TEXT_WIDTH + 6 * 8,
+    }
+    return UNet2DConditionModel(**{**settings, **options})

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.diffusion import Schedule, clean_and_noise, step_distribution
-from trainer.policy import Conditioning, Policy
+from trainer.families.family import Conditioning
+from trainer.policy import Policy
 from trainer.records import Prompt
 
 
@@ -87,10 +88,10 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
         output = policy.predict(
             state.flatten(0, 1), schedule.timesteps_T[j].expand(len(rows)), text.take(rows), guidance
         )
-        evaluations += len(rows) * (1 if guidance == 1 else 2)
-        alpha_bar, next_alpha_bar = schedule.alpha_bars_T[j], schedule.next_alpha_bars_T[j]
-        clean, eps = clean_and_noise(state.flatten(0, 1), output, alpha_bar, schedule.prediction_type)
-        mean, std = step_distribution(clean, eps, alpha_bar, next_alpha_bar, eta)
+        evaluations += len(rows) * policy.evaluations(guidance)
+        level, next_level = schedule.levels_T[j], schedule.next_levels_T[j]
+        clean, eps = clean_and_noise(state.flatten(0, 1), output, level, schedule.prediction_type)
+        mean, std = step_distribution(clean, eps, level, next_level, eta)
         moved = mean if eta == 0 else mean + std * noise[j + 1, :, :width].flatten(0, 1)
         state = moved.unflatten(0, (count, width))
         if j in wanted:

@@ -47,7 +47,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer import cluster, finished
 
     config = finished.config_of(arguments.model, arguments.config, arguments.set)
-    policy = finished.open_policy(arguments.model)
+    policy = finished.open_policy(arguments.model, config.model.image_size)
     with cluster.scoring_on_ray(config, arguments.address) as scoring:
         result = finished.evaluate(policy, config, scoring)
     print(json.dumps(result.headline(), indent=2))

@@ -8,34 +8,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from trainer.config_file import ConfigError, Count, NotNegative, Positive, Section, Share, Whole, load
+from trainer.model_config import ModelConfig
 
 __all__ = ["ConfigError", "TrainConfig", "load_config", "save_config"]
-
-
-class LoraConfig(Section):
-    """Low-rank adapters on the UNet; the frozen reference is the same UNet with the adapters off."""
-
-    rank: Count = 16
-    """Rank of each adapter."""
-    alpha: Positive = 16.0
-    """Scale of each adapter: its output is multiplied by alpha / rank."""
-    target_modules: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
-    """Names (or their ends) of the linear layers that get an adapter."""
-
-
-class ModelConfig(Section):
-    """The model to sharpen."""
-
-    path: str
-    """Folder in the diffusers layout, or an id on the Hugging Face hub."""
-    revision: str | None = None
-    """Commit or tag of a hub id; null takes the newest."""
-    lora: LoraConfig | None = LoraConfig()
-    """Adapters to train; null trains every weight of the UNet."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format in which the model runs; trained weights are float32 always."""
-    gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass, which saves memory and costs time."""
 
 
 class PromptsConfig(Section):
@@ -53,9 +28,9 @@ class SamplingConfig(Section):
     steps: Count = 20
     """Denoising steps from noise to picture."""
     guidance: NotNegative = 5.0
-    """Scale of classifier-free guidance; 1 is none."""
+    """Scale of guidance, 1 none: classifier-free, or a distilled model's input; FLUX.1-schnell ignores it."""
     eta: Share = 1.0
-    """Noise put back at each step, by which branches part: 0 is DDIM, 1 is DDPM."""
+    """Noise put back at each step, by which branches part: 0 is DDIM (flow matching: Euler), 1 is DDPM."""
 
 
 class BranchingConfig(Section):

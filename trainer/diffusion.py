@@ -1,6 +1,9 @@
-"""DDIM with stochasticity eta: the schedule, the x0 estimate, the step and its exact log-probability.
+"""Steps along the Gaussian path x = signal * x0 + noise * eps: schedule, x0 estimate, step, log-probability.
 
-Denoising Diffusion Implicit Models, arXiv 2010.02502, equations 12 and 16; eta = 0 is DDIM, eta = 1 is DDPM.
+A DDPM model's levels are signal = sqrt(alpha_bar), noise = sqrt(1 - alpha_bar); flow matching's are 1 - sigma
+and sigma (arXiv 2403.03206, section 2). A step keeps the path's marginals, whatever it puts back (Denoising
+Diffusion Implicit Models, arXiv 2010.02502, equations 12 and 16, for any path): eta = 0 is DDIM, and Euler's
+method in flow matching; eta = 1 is ancestral sampling, DDPM. It is finite where there is no signal.
 Shapes: N pictures, T steps, `...` the latent's (C, H, W). `j` counts steps from 0 (pure noise) to T - 1.
 """
 
@@ -11,19 +14,47 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Places on the path: x = signal * x0 + noise * eps."""
+
+    signal: Tensor
+    """Scalar or (N,)."""
+    noise: Tensor
+    """Of the same shape."""
+
+    @classmethod
+    def of_alpha_bar(cls, alpha_bar: Tensor) -> Self:
+        """Where a DDPM model's cumulative alpha is `alpha_bar`."""
+        return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+    @classmethod
+    def of_sigma(cls, sigma: Tensor) -> Self:
+        """Where flow matching has mixed in `sigma` of the noise."""
+        return cls(1 - sigma, sigma)
+
+    def to(self, device: torch.device) -> "Level":
+        """The same level on another device."""
+        return Level(self.signal.to(device), self.noise.to(device))
+
+    def __getitem__(self, rows: int | Tensor) -> "Level":
+        """Some of N levels."""
+        return Level(self.signal[rows], self.noise[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The T noise levels of a trajectory: alpha_bar before and after each step."""
+    """The T noise levels of a trajectory, before and after each step."""
 
     timesteps_T: Tensor
-    """(T,) long: the timestep the model is asked at in each step, falling."""
-    alpha_bars_T: Tensor
-    """(T,) float32: cumulative alpha before each step, rising."""
-    next_alpha_bars_T: Tensor
-    """(T,) float32: cumulative alpha after each step; the last is that of a finished picture."""
+    """(T,): the time the model is asked at in each step, falling; long for DDPM models, else float32."""
+    levels_T: Level
+    """(T,) float32: before each step, the signal rising."""
+    next_levels_T: Level
+    """(T,) float32: after each step; the last is that of a finished picture."""
     prediction_type: PredictionType
 
     @classmethod
@@ -44,14 +75,19 @@ class Schedule:
         timesteps = torch.tensor([round(trained - j * trained / steps) - 1 for j in range(steps)])
         before = alphas_cumprod[timesteps].float()
         after = torch.cat([before[1:], torch.tensor([final_alpha_bar])])
-        return cls(timesteps, before, after, prediction_type)
+        return cls(timesteps, Level.of_alpha_bar(before), Level.of_alpha_bar(after), prediction_type)
+
+    @classmethod
+    def of_flow(cls, timesteps_T: Tensor, sigmas: Tensor) -> Self:
+        """Flow matching between sigmas, (T + 1,) and falling; the last is that of a finished picture."""
+        return cls(timesteps_T, Level.of_sigma(sigmas[:-1]), Level.of_sigma(sigmas[1:]), "flow")
 
     def to(self, device: torch.device) -> "Schedule":
         """The same levels on another device."""
         return Schedule(
             self.timesteps_T.to(device),
-            self.alpha_bars_T.to(device),
-            self.next_alpha_bars_T.to(device),
+            self.levels_T.to(device),
+            self.next_levels_T.to(device),
             self.prediction_type,
         )
 
@@ -60,43 +96,48 @@ class Schedule:
 
 
 def clean_and_noise(
-    sample: Tensor, output: Tensor, alpha_bar: Tensor, prediction_type: PredictionType
+    sample: Tensor, output: Tensor, level: Level, prediction_type: PredictionType
 ) -> tuple[Tensor, Tensor]:
     """The estimates of x0 and of the noise that a model output implies.
 
     Args:
         sample: (N, ...) noisy latents.
         output: (N, ...) the model's prediction.
-        alpha_bar: scalar or (N,) cumulative alpha of the sample.
-        prediction_type: what the model predicts: noise, or velocity sqrt(a) eps - sqrt(1 - a) x0.
+        level: of the sample, one or N.
+        prediction_type: what the model predicts: noise, DDPM's velocity signal * eps - noise * x0, or the
+            flow's eps - x0.
     """
-    signal, noise = _root(alpha_bar, sample), _root(1 - alpha_bar, sample)
+    signal, noise = _beside(level.signal, sample), _beside(level.noise, sample)
     if prediction_type == "v_prediction":
         return signal * sample - noise * output, noise * sample + signal * output
+    if prediction_type == "flow":  # signal + noise = 1
+        return sample - noise * output, sample + signal * output
     return (sample - noise * output) / signal, output
 
 
-def target_output(
-    sample: Tensor, clean: Tensor, alpha_bar: Tensor, prediction_type: PredictionType
-) -> Tensor:
+def target_output(sample: Tensor, clean: Tensor, level: Level, prediction_type: PredictionType) -> Tensor:
     """(N, ...): what the model should have said at `sample` for its trajectory to end in `clean`."""
-    signal, noise = _root(alpha_bar, sample), _root(1 - alpha_bar, sample)
+    signal, noise = _beside(level.signal, sample), _beside(level.noise, sample)
     eps = (sample - signal * clean) / noise
-    return signal * eps - noise * clean if prediction_type == "v_prediction" else eps
+    if prediction_type == "v_prediction":
+        return signal * eps - noise * clean
+    return eps - clean if prediction_type == "flow" else eps
 
 
-def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The forward process: (N, ...) clean latents and standard noise to latents at `alpha_bar`."""
-    return _root(alpha_bar, clean) * clean + _root(1 - alpha_bar, clean) * noise
+def add_noise(clean: Tensor, noise: Tensor, level: Level) -> Tensor:
+    """The forward process: (N, ...) clean latents and standard noise to latents at `level`."""
+    return _beside(level.signal, clean) * clean + _beside(level.noise, clean) * noise
 
 
 def step_distribution(
-    clean: Tensor, eps: Tensor, alpha_bar: Tensor, next_alpha_bar: Tensor, eta: float
+    clean: Tensor, eps: Tensor, level: Level, next_level: Level, eta: float
 ) -> tuple[Tensor, Tensor]:
     """Mean (N, ...) and standard deviation of the next state, from the estimates of x0 and of the noise."""
-    variance = eta**2 * (1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)
-    direction = _root((1 - next_alpha_bar - variance).clamp(min=0), clean)
-    return _root(next_alpha_bar, clean) * clean + direction * eps, _root(variance, clean)
+    fresh = level.noise**2 - (level.signal / next_level.signal * next_level.noise) ** 2
+    variance = eta**2 * (next_level.noise / level.noise) ** 2 * fresh
+    direction = (next_level.noise**2 - variance).clamp(min=0).sqrt()
+    mean = _beside(next_level.signal, clean) * clean + _beside(direction, clean) * eps
+    return mean, _beside(variance.sqrt(), clean)
 
 
 def log_probability(state: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -113,7 +154,7 @@ def log_probability(state: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return density.flatten(1).sum(1)
 
 
-def _root(value: Tensor, like: Tensor) -> Tensor:
-    """The square root of a scalar or an (N,) tensor, ready to multiply `like`, (N, ...)."""
-    root = value.sqrt().to(like.dtype)
-    return root.reshape(-1, *(1,) * (like.ndim - 1)) if root.ndim else root
+def _beside(level: Tensor, like: Tensor) -> Tensor:
+    """A scalar or an (N,) tensor, ready to multiply `like`, (N, ...)."""
+    level = level.to(like.dtype)
+    return level.reshape(-1, *(1,) * (like.ndim - 1)) if level.ndim else level

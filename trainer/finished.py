@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.config import ConfigError, ModelConfig, SamplingConfig, TrainConfig, load_config
+from trainer.config import ConfigError, SamplingConfig, TrainConfig, load_config
 from trainer.evaluation import EvaluationResult
 from trainer.held_out import HeldOut, draw
+from trainer.model_config import ModelConfig
 from trainer.policy import ModelError, Policy
 from trainer.prompts import read_prompts
 from trainer.ranks import Ranks
@@ -16,20 +17,25 @@ from trainer.records import Prompt
 from trainer.scoring import Scoring
 
 
-def open_policy(model: Path) -> Policy:
+def open_policy(model: Path, image_size: int | None = None) -> Policy:
     """The sharpened policy of a run folder, or the model in a diffusers folder.
+
+    Args:
+        model: the folder.
+        image_size: side of its pictures in pixels; None is the model's own, and an adapter's run has said it.
 
     Raises:
         ModelError: there is no model to be found.
     """
     if (model / "pipeline").is_dir():
-        return Policy.load(ModelConfig(path=str(model / "pipeline")), trainable=False)
+        sharpened = ModelConfig(path=str(model / "pipeline"), image_size=image_size)
+        return Policy.load(sharpened, trainable=False)
     if (model / "lora").is_dir():
         base = load_config(model / "config.yaml").model
         return Policy.load(base, trainable=False, adapter=model / "lora")
     if (model / "config.yaml").exists():
         raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {model / 'config.yaml'}`")
-    return Policy.load(ModelConfig(path=str(model)), trainable=False)
+    return Policy.load(ModelConfig(path=str(model), image_size=image_size), trainable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,10 @@ def evaluate(policy: Policy, config: TrainConfig, scoring: Scoring) -> Evaluatio
 
 def sample(model: Path, prompts: Sequence[str], *, folder: Path, draws: Draws) -> list[Path]:
     """Draw pictures of each prompt and write them as PNG files, NN-SEED.png."""
-    policy = open_policy(model)
     own = model / "config.yaml"
-    usual = load_config(own).sampling if own.exists() else SamplingConfig(steps=30)
+    run = load_config(own) if own.exists() else None
+    policy = open_policy(model, run.model.image_size if run else None)
+    usual = run.sampling if run else SamplingConfig(steps=30)
     wanted = {"steps": draws.steps, "guidance": draws.guidance}
     sampling = usual.model_copy(update={key: value for key, value in wanted.items() if value is not None})
     seeds = range(draws.seed, draws.seed + draws.pictures)

@@ -16,9 +16,10 @@ from torch import Tensor
 from trainer.branches import Branches
 from trainer.config import TrainConfig
 from trainer.diffusion import add_noise, target_output
+from trainer.families.family import Conditioning
 from trainer.losses import denoising_errors, path_loss, preference_loss
 from trainer.path_integral import Selection
-from trainer.policy import Conditioning, Policy
+from trainer.policy import Policy
 from trainer.ranks import Ranks
 
 
@@ -41,7 +42,7 @@ class Replay:
     targets: Tensor
     """(N, C, h, w): what the model should say there for the branch to end where it ended."""
     timesteps: Tensor
-    """(N,) long"""
+    """(N,)"""
     text: Conditioning
     """N rows."""
 
@@ -186,7 +187,7 @@ class Learner:
     def _outputs(self, replay: Replay) -> Tensor:
         """What the policy says at the replayed states, with gradients."""
         guidance = self._config.sampling.guidance
-        self.unet_evaluations += len(replay.states) * (1 if guidance == 1 else 2)
+        self.unet_evaluations += len(replay.states) * self._policy.evaluations(guidance)
         return self._policy.predict(replay.states, replay.timesteps, replay.text, guidance)
 
     @torch.no_grad()
@@ -199,7 +200,7 @@ class Learner:
         steps_BS = draws.steps_PS[rows]
         count, steps = steps_BS.shape[1], steps_BS.flatten()
         rows, columns = rows.repeat_interleave(count), columns.repeat_interleave(count)
-        clean, levels = branches.clean[rows, columns], self._schedule.alpha_bars_T[steps]
+        clean, levels = branches.clean[rows, columns], self._schedule.levels_T[steps]
         if draws.noise_PT is None:
             states = branches.states[steps, rows, columns]
         else:

@@ -1,6 +1,7 @@
-"""The policy: a diffusers pipeline whose UNet is trained. Here alone the trainer knows diffusers and peft.
+"""The policy: a diffusers pipeline whose denoiser, UNet or transformer, is trained; here alone peft is known.
 
-Shapes: N pictures, L tokens, (C, h, w) a latent, (H, W) a picture.
+What one kind of pipeline does otherwise than another is in `families`.
+Shapes: N pictures, (C, h, w) a latent, (H, W) a picture.
 """
 
 import contextlib
@@ -9,12 +10,14 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from numpy.typing import NDArray
 from peft import LoraConfig as PeftLoraConfig
@@ -22,71 +25,53 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import Schedule
+from trainer.families import FAMILIES
+from trainer.families.family import Conditioning, Family, ModelError
+from trainer.model_config import LoraConfig, ModelConfig
 
-SUPPORTED = ("StableDiffusionXLPipeline",)
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+__all__ = ["ModelError", "Policy", "check_model"]
+
 ENCODED_PROMPTS = 512
-"""Prompts whose features are kept for the next time; SDXL's take a megabyte each."""
+"""Prompts whose features are kept, in the host's memory; SDXL's take half a megabyte each, FLUX's eight."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-class ModelError(ValueError):
-    """A model that cannot be trained here; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioning:
-    """Encoded prompts, with and without their text."""
-
-    hidden: Tensor
-    """(N, L, D) token features."""
-    pooled: Tensor
-    """(N, E) pooled features."""
-    empty_hidden: Tensor
-    """(N, L, D) token features of the empty prompt."""
-    empty_pooled: Tensor
-    """(N, E) pooled features of the empty prompt."""
-
-    def take(self, rows: Tensor) -> "Conditioning":
-        """The given rows, repeats allowed."""
-        return Conditioning(
-            self.hidden[rows], self.pooled[rows], self.empty_hidden[rows], self.empty_pooled[rows]
-        )
-
-
 class Policy:
-    """Encode, predict, decode; train the UNet or adapters on it; save what diffusers loads."""
+    """Encode, predict, decode; train the denoiser or adapters on it; save what diffusers loads."""
 
     def __init__(
         self,
-        pipeline: StableDiffusionXLPipeline,
+        family: Family,
         lora: LoraConfig | None,
         device: torch.device,
         *,
         trainable: bool = True,
+        offload: bool = False,
     ) -> None:
-        self._pipeline = pipeline.to(device)
-        self.device = device
-        for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet):
-            module.requires_grad_(False).eval()
-        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.float()  # SDXL's autoencoder overflows in half precision
-        self._dtype: torch.dtype = pipeline.unet.dtype
+        self._family, self._pipeline, self.device = family, family.pipeline, device
+        vae, network = self._pipeline.vae, family.network
+        self._visitors: list[UserCpuOffloadHook] = []
+        for module in self._pipeline.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+                self._place(module, visits=offload and module is not network)
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.float()  # SDXL's autoencoder overflows in half precision
+        self._dtype: torch.dtype = network.dtype
         self.lora = lora
-        self.unet: nn.Module = pipeline.unet
+        self.denoiser: nn.Module = network
         self._frozen: nn.Module | None = None
         if trainable and lora is None:
-            self._frozen = copy.deepcopy(pipeline.unet)
-            pipeline.unet.requires_grad_(True)
+            self._frozen = copy.deepcopy(network)
+            network.requires_grad_(True)
         elif trainable and lora is not None:
-            pipeline.unet.add_adapter(
+            network.add_adapter(
                 PeftLoraConfig(
                     r=lora.rank,
                     lora_alpha=lora.alpha,
-                    target_modules=list(lora.target_modules),
+                    target_modules=list(lora.target_modules or family.lora_targets),
                     init_lora_weights="gaussian",
                 )
             )
@@ -94,8 +79,6 @@ class Policy:
             parameter.data = parameter.data.float()
         self._reference_active = False
         self._encoded = functools.lru_cache(ENCODED_PROMPTS)(self._encode)
-        height, width = self.image_size
-        self._time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=device)
 
     @classmethod
     def load(
@@ -120,35 +103,30 @@ class Policy:
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        check_model(config)
+        kind = check_model(config)
         try:
-            pipeline = StableDiffusionXLPipeline.from_pretrained(
+            pipeline = kind.pipeline_class.from_pretrained(
                 config.path,
                 revision=config.revision,
                 dtype=getattr(torch, config.dtype),
-                add_watermarker=False,
+                **kind.load_options,
             )
-        except OSError as error:
-            raise ModelError(
-                f"cannot load model.path {config.path!r}; give a folder that diffusers' save_pretrained "
-                f"wrote or the id of a model on the hub, reachable from here ({' '.join(str(error).split())})"
-            ) from error
-        prediction_type = pipeline.scheduler.config.prediction_type
-        if prediction_type not in PREDICTION_TYPES:
-            raise ModelError(
-                f"{config.path} predicts {prediction_type!r}; supported are {', '.join(PREDICTION_TYPES)}"
-            )
+        except (OSError, ValueError) as error:  # a part is missing, or is not what the index says
+            raise _not_there(config.path, error) from error
+        family = kind(pipeline, config.image_size)
         if config.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+            family.network.enable_gradient_checkpointing()
+        pipeline.vae.use_slicing = config.decoding != "whole"
+        pipeline.vae.use_tiling = config.decoding == "tiled"
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
-        return cls(pipeline, config.lora, device or torch.device("cpu"), trainable=trainable)
+        device = device or torch.device("cpu")
+        return cls(family, config.lora, device, trainable=trainable, offload=config.offload)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
-        size = self._pipeline.unet.config.sample_size
-        return self._pipeline.unet.config.in_channels, size, size
+        return self._family.latent_shape
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -159,66 +137,65 @@ class Policy:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [parameter for parameter in self._pipeline.unet.parameters() if parameter.requires_grad]
+        return [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]
 
     def schedule(self, steps: int) -> Schedule:
         """The noise levels of a trajectory of `steps` steps."""
-        scheduler = DDIMScheduler.from_config(self._pipeline.scheduler.config)
-        final = float(scheduler.final_alpha_cumprod)
-        levels = Schedule.spaced(
-            scheduler.alphas_cumprod, steps, scheduler.config.prediction_type, final_alpha_bar=final
-        )
-        return levels.to(self.device)
+        return self._family.schedule(steps).to(self.device)
+
+    def evaluations(self, guidance: float) -> int:
+        """Evaluations of the denoiser that `predict` takes for one picture."""
+        return self._family.evaluations(guidance)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text features of N prompts; those of a text that was met lately are not computed again."""
         rows = [self._encoded(text) for text in prompts]
-        return Conditioning(
-            torch.cat([row.hidden for row in rows]),
-            torch.cat([row.pooled for row in rows]),
-            torch.cat([row.empty_hidden for row in rows]),
-            torch.cat([row.empty_pooled for row in rows]),
-        )
+        self._send_home()
+        return Conditioning.joined(rows).to(self.device)
 
     def predict(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
-        """The model's output under classifier-free guidance (arXiv 2207.12598): (N, C, h, w) to the same.
+        """The model's output under guidance as at inference: (N, C, h, w) to the same.
 
         Args:
             sample: (N, C, h, w) noisy latents.
-            timesteps: (N,) long.
+            timesteps: (N,) from the schedule.
             text: N rows.
-            guidance: 1 is the conditional prediction alone and costs one evaluation a picture instead of two.
+            guidance: scale of classifier-free guidance (arXiv 2207.12598), where 1 is the conditional
+                prediction alone; a model distilled to take the scale as an input is given it.
         """
-        if guidance == 1:
-            return self._evaluate(sample, timesteps, text.hidden, text.pooled)
+        if self.evaluations(guidance) == 1:
+            return self._evaluate(sample, timesteps, text, guidance)
+        empty = self._empty.take(torch.zeros(len(sample), dtype=torch.long))
         both = self._evaluate(
             torch.cat([sample, sample]),
             torch.cat([timesteps, timesteps]),
-            torch.cat([text.empty_hidden, text.hidden]),
-            torch.cat([text.empty_pooled, text.pooled]),
+            Conditioning.joined([empty, text]),
+            guidance,
         )
-        empty, full = both.chunk(2)
-        return empty + guidance * (full - empty)
+        without, full = both.chunk(2)
+        return without + guidance * (full - without)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Within this block predictions come from the model as it was loaded."""
         if self._frozen is None:
-            self._pipeline.unet.disable_adapters()
+            self._family.network.disable_adapters()
         self._reference_active = True
         try:
             yield
         finally:
             self._reference_active = False
             if self._frozen is None:
-                self._pipeline.unet.enable_adapters()
+                self._family.network.enable_adapters()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """(N, C, h, w) latents to (N, H, W, 3) pictures."""
         vae = self._pipeline.vae
-        images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        images = vae.decode(latents.to(vae.dtype)).sample.float()
+        self._send_home()
         scaled = (images.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
         pictures: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return pictures
@@ -228,44 +205,78 @@ class Policy:
         if self.lora is None:
             self._pipeline.save_pretrained(folder)
         else:
-            unet = self._pipeline.unet
-            StableDiffusionXLPipeline.save_lora_weights(
-                folder,
-                unet_lora_layers=get_peft_model_state_dict(unet),
-                # Without it diffusers takes alpha for the rank and scales the adapters wrongly.
-                unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
-            )
+            network, name = self._family.network, self._family.denoiser
+            layers = {f"{name}_lora_layers": get_peft_model_state_dict(network)}
+            # Without it diffusers takes alpha for the rank and scales the adapters wrongly.
+            metadata = {f"{name}_lora_adapter_metadata": network.peft_config["default"].to_dict()}
+            self._pipeline.save_lora_weights(folder, **layers, **metadata)
 
     def _encode(self, text: str) -> Conditioning:
-        hidden, empty, pooled, empty_pooled = self._pipeline.encode_prompt(text, device=self.device)
-        return Conditioning(hidden, pooled, empty, empty_pooled)
+        return self._family.encode(text, self.device).to(torch.device("cpu"))
 
-    def _evaluate(self, sample: Tensor, timesteps: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
-        unet = self._frozen if self._reference_active and self._frozen is not None else self.unet
-        added = {"text_embeds": pooled, "time_ids": self._time_ids.expand(len(sample), -1).to(pooled.dtype)}
+    @functools.cached_property
+    @torch.no_grad()
+    def _empty(self) -> Conditioning:
+        empty = self._family.encode_empty(self.device)
+        self._send_home()
+        return empty
+
+    def _place(self, module: nn.Module, *, visits: bool) -> None:
+        """Onto the device, now or whenever it is called."""
+        if visits:
+            self._visitors.append(cpu_offload_with_hook(module, self.device)[1])
+        else:
+            module.to(self.device)
+
+    def _send_home(self) -> None:
+        for visitor in self._visitors:
+            visitor.offload()
+
+    def _evaluate(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
+        network = self._frozen if self._reference_active and self._frozen is not None else self.denoiser
         # Trained weights are float32 whatever the model runs in; autocast joins the two.
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            output: Tensor = unet(sample.to(self._dtype), timesteps, hidden, added_cond_kwargs=added).sample
+            output = self._family.evaluate(network, sample.to(self._dtype), timesteps, text, guidance)
         return output.float()
 
 
-def check_model(config: ModelConfig) -> None:
-    """Refuse, without loading anything, a model that cannot be trained here. Raises ModelError."""
-    path = config.path
-    folder = Path(path)
-    index = folder / "model_index.json"
-    if not folder.exists():
-        if not _HUB_ID.fullmatch(path):
-            raise ModelError(
-                f"model.path {path!r} does not exist; give a folder that diffusers' save_pretrained wrote "
-                "or the id of a model on the hub"
-            )
-        return
-    if not index.is_file():
+def check_model(config: ModelConfig) -> type[Family]:
+    """The kind of a model, from its model_index.json alone, which is fetched for an id on the hub.
+
+    Raises:
+        ModelError: there is no such model, or it is of a kind that cannot be trained here.
+    """
+    kind = _index(config).get("_class_name")
+    if kind not in FAMILIES:
+        raise ModelError(f"{config.path} holds a {kind}; give as model.path one of {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def _index(config: ModelConfig) -> dict[str, Any]:
+    folder = Path(config.path)
+    file = folder / "model_index.json"
+    if file.is_file():
+        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return index
+    if folder.exists():
         raise ModelError(
             f"{folder} has no model_index.json; "
             "model.path must be a folder that diffusers' save_pretrained wrote"
         )
-    kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if kind not in SUPPORTED:
-        raise ModelError(f"{folder} holds a {kind}; give as model.path one of {', '.join(SUPPORTED)}")
+    if not _HUB_ID.fullmatch(config.path):
+        raise ModelError(
+            f"model.path {config.path!r} does not exist; give a folder that diffusers' save_pretrained wrote "
+            "or the id of a model on the hub"
+        )
+    try:
+        fetched: dict[str, Any] = DiffusionPipeline.load_config(config.path, revision=config.revision)
+    except OSError as error:
+        raise _not_there(config.path, error) from error
+    return fetched
+
+
+def _not_there(path: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot load model.path {path!r}; give a folder that diffusers' save_pretrained wrote "
+        f"or the id of a model on the hub, reachable from here ({' '.join(str(error).split())})"
+    )

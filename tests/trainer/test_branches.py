@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from tests.tiny import IMAGE_SIZE, LATENT_SHAPE
 from trainer.branches import Branches, grow, step_noise
-from trainer.config import ModelConfig
+from trainer.model_config import ModelConfig
 from trainer.policy import Policy
 from trainer.records import Prompt
 
@@ -97,7 +97,7 @@ def test_branches_share_a_trunk_until_they_part(policy: Policy, start: int) -> N
 
 def test_each_evaluation_of_the_unet_is_counted(policy: Policy) -> None:
     evaluated: list[int] = []
-    hook = policy.unet.register_forward_hook(lambda _, inputs, output: evaluated.append(len(inputs[0])))
+    hook = policy.denoiser.register_forward_hook(lambda _, inputs, output: evaluated.append(len(inputs[0])))
     noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS)
     schedule = policy.schedule(STEPS)
     # 3 prompts: 2 steps of one trunk, then 3 steps of 3 branches; guidance evaluates each state twice.

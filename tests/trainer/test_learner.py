@@ -43,7 +43,7 @@ def kept_graph_loss(run: Run, lesson: Lesson, steps_PS: Tensor) -> Tensor:
     text = branches.text.take(torch.arange(prompts).repeat_interleave(count))
 
     def errors_at(step: int) -> Tensor:
-        states, level = branches.states[step].flatten(0, 1), schedule.alpha_bars_T[step]
+        states, level = branches.states[step].flatten(0, 1), schedule.levels_T[step]
         times = schedule.timesteps_T[step].expand(len(states))
         outputs = run.policy.predict(states, times, text, config.sampling.guidance)
         targets = target_output(states, branches.clean.flatten(0, 1), level, schedule.prediction_type)
@@ -68,11 +68,12 @@ def kept_graph_loss(run: Run, lesson: Lesson, steps_PS: Tensor) -> Tensor:
 
 
 @METHODS
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux-dev"])
 def test_replayed_winners_give_the_gradient_of_graphs_kept(
-    pipelines: dict[str, Path], tmp_path: Path, method: str, kind: str
+    families: dict[str, Path], tmp_path: Path, method: str, name: str
 ) -> None:
-    config = configured(tmp_path, pipelines[kind], f"method={method}", *PLAIN, "loss.states=visited")
+    options = (f"method={method}", *PLAIN, "loss.states=visited", "model.image_size=16")
+    config = configured(tmp_path, families[name], *options)
     run = started(config)
     lessons = lessons_of(run)
     run.learner.learn(lessons)  # off the reference, where log-ratios are not all nothing

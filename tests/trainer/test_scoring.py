@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reward_services import ReplicaLost, Score
 from trainer.branches import Branches
-from trainer.policy import Conditioning
+from trainer.families.family import Conditioning
 from trainer.records import Prompt
 from trainer.scoring import FailureBudget, Scores, drop_prompts, submit_previews
 
@@ -56,7 +56,7 @@ def branches(failing: Sequence[tuple[int, int, int]] = ()) -> Branches:
     empty = torch.zeros(2, 1, 1)
     return Branches(
         prompts=PROMPTS,
-        text=Conditioning(empty, empty, empty, empty),
+        text=Conditioning(empty, empty),
         states=torch.zeros(1, 2, BRANCHES, 1, 1, 1),
         previews={9: pictures[:, :, 1], 4: pictures[:, :, 0]},
         unet_evaluations=0,

@@ -1,0 +1,135 @@
+"""What differs between kinds of diffusers pipeline, and what a network is told of a prompt.
+
+Shapes: N pictures, L tokens, (C, h, w) a latent, (H, W) a picture.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.diffusion import Schedule
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of attention."""
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The same where pictures and prompts have projections of their own and are read together."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be trained here; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """N encoded prompts."""
+
+    hidden: Tensor
+    """(N, L, D) token features."""
+    pooled: Tensor
+    """(N, E) features of the whole prompt; (N, 0) where the network asks for none."""
+
+    def take(self, rows: Tensor) -> "Conditioning":
+        """The given rows, repeats allowed."""
+        return Conditioning(self.hidden[rows], self.pooled[rows])
+
+    def to(self, device: torch.device) -> "Conditioning":
+        """The same prompts on another device."""
+        return Conditioning(self.hidden.to(device), self.pooled.to(device))
+
+    @staticmethod
+    def joined(parts: "Sequence[Conditioning]") -> "Conditioning":
+        """The rows of all parts, one after the other."""
+        return Conditioning(
+            torch.cat([part.hidden for part in parts]), torch.cat([part.pooled for part in parts])
+        )
+
+
+class Family(ABC):
+    """A loaded pipeline, and what pipelines of its kind do their own way."""
+
+    pipeline_class: ClassVar[Any]
+    """Its class in diffusers."""
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    """What `from_pretrained` is told besides path, revision and number type."""
+    denoiser: ClassVar[Literal["unet", "transformer"]]
+    """The pipeline's name for the network that is trained."""
+    lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
+    """Layers that get an adapter unless others are named: the projections of attention."""
+
+    def __init__(self, pipeline: Any, image_size: int | None = None) -> None:
+        """A family around its loaded pipeline.
+
+        Args:
+            pipeline: of `pipeline_class`.
+            image_size: side of its pictures in pixels; None is the size the model was made for.
+
+        Raises:
+            ModelError: it has no pictures of this size, or its scheduler is of another kind.
+        """
+        self.pipeline = pipeline
+        step = pipeline.vae_scale_factor * self.patch
+        if image_size is not None and image_size % step:
+            raise ModelError(
+                f"model.image_size is {image_size}; {pipeline.name_or_path} draws multiples of {step} pixels"
+            )
+        self._side = image_size // pipeline.vae_scale_factor if image_size else self.usual_side
+        self.schedule(1)
+
+    @property
+    def network(self) -> Any:
+        """The network that is trained, as the pipeline has it."""
+        return getattr(self.pipeline, self.denoiser)
+
+    @property
+    def usual_side(self) -> int:
+        """Latent pixels along the side of the pictures that the model was made for."""
+        return int(self.network.config.sample_size)
+
+    @property
+    def patch(self) -> int:
+        """Latent pixels along the side of what the network takes for one."""
+        return 1
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        return self.pipeline.vae.config.latent_channels, self._side, self._side
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture."""
+        return (self._side // self.patch) ** 2
+
+    def evaluations(self, guidance: float) -> int:
+        """Network evaluations that one prediction of one picture takes."""
+        return 1 if guidance == 1 else 2
+
+    @abstractmethod
+    def schedule(self, steps: int) -> Schedule:
+        """The noise levels of a trajectory of `steps` steps."""
+
+    @abstractmethod
+    def encode(self, text: str, device: torch.device) -> Conditioning:
+        """One prompt, one row."""
+
+    def encode_empty(self, device: torch.device) -> Conditioning:
+        """The prompt that guidance leads away from, one row."""
+        return self.encode("", device)
+
+    @abstractmethod
+    def evaluate(
+        self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float
+    ) -> Tensor:
+        """The network's output, (N, C, h, w).
+
+        Args:
+            network: the one that is trained, or its reference.
+            sample: (N, C, h, w) noisy latents.
+            timesteps: (N,) as the schedule has them.
+            text: N rows.
+            guidance: scale of guidance, for a network that takes it as an input.
+        """

@@ -1,0 +1,39 @@
+"""Settings of the model: which one, what of it is trained, and how it runs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.config_file import Count, Positive, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the denoiser; the frozen reference is the same denoiser with the adapters off."""
+
+    rank: Count = 16
+    """Rank of each adapter."""
+    alpha: Positive = 16.0
+    """Scale of each adapter: its output is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names (or their ends) of the linear layers that get an adapter; null takes attention's projections."""
+
+
+class ModelConfig(Section):
+    """The model to sharpen."""
+
+    path: str
+    """Folder in the diffusers layout, or an id on the Hugging Face hub."""
+    revision: str | None = None
+    """Commit or tag of a hub id; null takes the newest."""
+    lora: LoraConfig | None = LoraConfig()
+    """Adapters to train; null trains every weight of the denoiser."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format in which the model runs; trained weights are float32 always."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, which saves memory and costs time."""
+    image_size: Count | None = None
+    """Side of its pictures in pixels; null takes the size the model was made for."""
+    offload: bool = False
+    """Whether text encoders and autoencoder wait in the host's memory and visit the device to be used."""
+    decoding: Literal["whole", "sliced", "tiled"] = "whole"
+    """Batches as a whole, or to save memory a picture at a time, or that in tiles, blended at the seams."""
