@@ -78,8 +78,8 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
         **scale,
     )
     # Deployed again from Python, Serve restarts every replica unless it is told that their code is the same;
-    # with that, other settings reach the running ones. (Serve's configuration files: where `args` stay as they
-    # are and a deployment's `user_config` changes.)
+    # with that, other settings reach the running ones. (By a Serve configuration file they do where `args`
+    # stay and a deployment's `user_config` changes.)
     replica = JudgeReplica if reward.scorer in JUDGES else RewardReplica
     same_code: Any = deployment(replica).options(version=of_code(), _internal=True)
     return same_code.bind(name)  # type: ignore[no-any-return]  # Any, for the two arguments above
