@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from reward_services.config import REWARD, Http, ServicesConfig
+from reward_services.config import REWARD, Http, Reward, ServicesConfig
 from reward_services.handles import ServeRewards
 from reward_services.http.app import create_app
 from reward_services.instruments import Instruments
@@ -21,7 +21,6 @@ from reward_services.judges import JUDGES
 from reward_services.judges.judge import Judge
 from reward_services.merging import IMAGES_A_CALL, MergedRewards
 from reward_services.observed import Observed
-from reward_services.options import TorchOptions
 from reward_services.pipeline import Call, Pipeline
 from reward_services.schema import RewardInfo, Score
 from reward_services.scorers import SCORERS
@@ -65,8 +64,7 @@ class RewardReplica:
         batched: Any = self._score_batch
         batched.set_max_batch_size(self._batch.max_images)
         batched.set_batch_wait_timeout_s(self._batch.wait_ms / 1000)
-        dtype = reward.options.dtype if isinstance(reward.options, TorchOptions) else "none"
-        self._observed.serve(await self.describe(), dtype=dtype, options=reward.observe)
+        _watch(self._observed, await self.describe(), reward)
 
     async def check_health(self) -> None:
         """Called by Serve; a replica that raises here three times in a row is replaced."""
@@ -103,6 +101,7 @@ class JudgeReplica:
     def __init__(self, name: str) -> None:
         self._name = name
         self._made_of: Any = None
+        self._observed = Observed(name, Instruments())
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take on the bound and, where it is another, the judge.
@@ -124,6 +123,7 @@ class JudgeReplica:
             self._made_of = made_of
         self._max_images = reward.batch.max_images
         self._places = asyncio.Semaphore(self._max_images)
+        _watch(self._observed, await self.describe(), reward)
 
     async def check_health(self) -> None:
         """Called by Serve; a replica that raises here three times in a row is replaced."""
@@ -137,13 +137,21 @@ class JudgeReplica:
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
     ) -> list[Score]:
         """One score per image, in order and of one revision; what is not answered in time has failed."""
-        judge, places, expires = self._judge, self._places, time.monotonic() + deadline_s
+        judge, places, came = self._judge, self._places, time.monotonic()
 
         async def scored(image: NDArray[np.uint8], prompt: str) -> Score:
             async with places:
-                return await judge.score(image, prompt, expires=expires)
+                return await judge.score(image, prompt, expires=came + deadline_s)
 
-        return await asyncio.gather(*map(scored, images, prompts))
+        with self._observed.holding(len(prompts)):
+            scores = await asyncio.gather(*map(scored, images, prompts))
+        self._observed.took("total", time.monotonic() - came)
+        self._observed.scored(scores)
+        return scores
+
+
+def _watch(observed: Observed, info: RewardInfo, reward: Reward) -> None:
+    observed.serve(info, dtype=getattr(reward.options, "dtype", "none"), options=reward.observe)
 
 
 @serve.ingress()
