@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from transformers import CLIPConfig, CLIPModel
 from reward_services import AsyncRewardClient, Rewards
 from reward_services.config import ServicesConfig
 from reward_services.deployments import connect, deploy
+from reward_services.merging import MergedRewards
 from reward_services.scorers.clip import ClipScorer
 from tests.ports import free_port
 
 TOKENIZER = Path(__file__).parent / "reward_services" / "golden" / "clip" / "model"
 IMAGES, SIDE = 16, 224
-ROUNDS, CELL_S = 9, 1.5
+ROUNDS, CELL_S = 5, 1.5
 CALLERS = (1, 2, 4, 8, 16, 32, 64)
 
 Pictures = Sequence[Any]
@@ -84,18 +85,18 @@ def encoded(pictures: Pictures, kind: str) -> list[bytes]:
     return files
 
 
-async def rate(request: Request, callers: int, seconds: float) -> float:
-    """Images a second of so many callers who ask again as soon as they are answered."""
+async def rate(requests: Sequence[Request], callers: int, seconds: float) -> float:
+    """Images a second of so many callers who ask again once they are answered, each in his own way."""
     ends = time.monotonic() + seconds
 
-    async def ask() -> int:
+    async def ask(request: Request) -> int:
         images = 0
         while time.monotonic() < ends:
             images += await request()
         return images
 
     began = time.monotonic()
-    counts = await asyncio.gather(*(ask() for _ in range(callers)))
+    counts = await asyncio.gather(*(ask(requests[n % len(requests)]) for n in range(callers)))
     return sum(counts) / (time.monotonic() - began)
 
 
@@ -171,17 +172,24 @@ def ours(model: Path) -> Iterator[str]:
 async def ways(url: str, scorer: ClipScorer) -> dict[str, Any]:
     """Rates of every way to the reward, and medians of their ratios to in process."""
     pictures, handles = draw(IMAGES), connect()
-    async with AsyncRewardClient(url) as client:
-        arms: dict[str, tuple[Request, int]] = {"in process": (here(scorer, pictures), 1)}
+    merged = MergedRewards(handles, calls_at_once=4)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncRewardClient(url)) for _ in range(max(CALLERS))]
+
+        def over_http(shown: Pictures) -> list[Request]:
+            return [by(client, shown) for client in clients]
+
+        arms: dict[str, tuple[Sequence[Request], int]] = {"in process": ([here(scorer, pictures)], 1)}
         for callers in (1, 4):
-            arms[f"handle, {callers} callers"] = (by(handles, pictures), callers)
-            arms[f"HTTP raw uint8, {callers} callers"] = (by(client, pictures), callers)
-            arms[f"HTTP PNG, {callers} callers"] = (by(client, encoded(pictures, "PNG")), callers)
-        arms["handle, 64 callers of one image"] = (by(handles, pictures[:1]), 64)
-        arms["HTTP raw uint8, 64 callers of one image"] = (by(client, pictures[:1]), 64)
+            arms[f"handle, {callers} callers"] = ([by(handles, pictures)], callers)
+            arms[f"HTTP raw uint8, {callers} callers"] = (over_http(pictures), callers)
+            arms[f"HTTP PNG, {callers} callers"] = (over_http(encoded(pictures, "PNG")), callers)
+        arms["handle, 64 callers of one image"] = ([by(handles, pictures[:1])], 64)
+        arms["handle, 64 callers of one image, merged"] = ([by(merged, pictures[:1])], 64)
+        arms["HTTP raw uint8, 64 callers of one image"] = (over_http(pictures[:1]), 64)
         rounds = []
         for turn in range(ROUNDS + 1):
-            measured = {name: await rate(request, n, CELL_S) for name, (request, n) in arms.items()}
+            measured = {name: await rate(asked, n, CELL_S) for name, (asked, n) in arms.items()}
             if turn:  # the first warms up
                 rounds.append(measured)
                 print(f"round {turn}: " + ", ".join(f"{rate:.0f}" for rate in measured.values()), flush=True)
@@ -199,13 +207,14 @@ async def against(url: str, peers_url: str) -> list[dict[str, Any]]:
     """Rates of both servers at every number of callers, for requests of 1 and of 16 images."""
     found = []
     limits = httpx.Limits(max_connections=max(CALLERS))
-    async with (
-        AsyncRewardClient(url) as client,
-        httpx.AsyncClient(base_url=peers_url, timeout=120, limits=limits) as other,
-    ):
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncRewardClient(url)) for _ in range(max(CALLERS))]
+        other = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=peers_url, timeout=120, limits=limits)
+        )
         for size in (1, IMAGES):
             pictures = draw(size)
-            pair = by(client, pictures), by_pickle(other, encoded(pictures, "JPEG"))
+            pair = [by(one, pictures) for one in clients], [by_pickle(other, encoded(pictures, "JPEG"))]
             for callers in CALLERS:
                 turns = [[await rate(one, callers, CELL_S) for one in pair] for _ in range(3)]
                 mine, theirs = (statistics.median(rates) for rates in zip(*turns, strict=True))
