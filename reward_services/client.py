@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +17,7 @@ from reward_services.exchange import (
     Outcome,
     Pause,
     Reply,
+    Send,
     attached,
     exchange,
     merged,
@@ -94,19 +95,7 @@ class AsyncRewardClient:
         await self.aclose()
 
     async def _reply(self, call: Call, deadline_s: float) -> Reply:
-        steps = exchange(deadline_s, self._retries)
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as finished:
-                reply: Reply = finished.value
-                return reply
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = await self._sent(call, step.left_s)
+        return await exchanged(exchange(deadline_s, self._retries), partial(self._sent, call))
 
     async def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
         try:
@@ -119,6 +108,28 @@ class AsyncRewardClient:
         except httpx.TransportError as error:
             return _lost(error)
         return _reply(response)
+
+
+async def exchanged(
+    steps: Generator[Send | Pause, Outcome, Reply], send: Callable[[float], Awaitable[Reply | RewardError]]
+) -> Reply:
+    """Carry out an exchange: `send` makes an attempt that may take so many seconds.
+
+    Raises:
+        RewardError: as `exchange` does.
+    """
+    outcome: Outcome = None
+    while True:
+        try:
+            step = steps.send(outcome)
+        except StopIteration as finished:
+            reply: Reply = finished.value
+            return reply
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            outcome = None
+        else:
+            outcome = await send(step.left_s)
 
 
 class RewardClient:

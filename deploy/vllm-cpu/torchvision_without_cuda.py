@@ -50,15 +50,15 @@ class BeforeTorchvision:
         return None
 
     def _declare(self, found: ModuleSpec | None) -> None:
-        import torch  # noqa: PLC0415  seconds that no other program of the environment should pay
+        from torch import library, ops  # noqa: PLC0415  seconds that no other program of the environment should pay
 
         if found is None or found.origin is None:
             return
         try:
-            for library in Path(found.origin).parent.glob("_C*.so"):
-                torch.ops.load_library(str(library))
+            for compiled in Path(found.origin).parent.glob("_C*.so"):
+                ops.load_library(str(compiled))
         except OSError:
-            self._declared = torch.library.Library("torchvision", "DEF")
+            self._declared = library.Library("torchvision", "DEF")
             for schema in OPERATORS:
                 self._declared.define(schema)
 

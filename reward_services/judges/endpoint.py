@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import httpx
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reward_services.client import exchanged
 from reward_services.diagnosis import first_line
 from reward_services.errors import (
     BadAnswer,
@@ -27,7 +29,7 @@ from reward_services.errors import (
     ScoringFailed,
     ServerUnreachable,
 )
-from reward_services.exchange import Outcome, Pause, Reply, exchange
+from reward_services.exchange import Reply, exchange
 from reward_services.images import from_array
 from reward_services.judges.rubric import Question
 
@@ -155,18 +157,7 @@ class EndpointModel:
 
     async def _reply(self, body: bytes, expires: float) -> Reply:
         steps = exchange(max(expires - time.monotonic(), 0.0), _RETRIES)
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as finished:
-                reply: Reply = finished.value
-                return reply
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = await self._sent(body, step.left_s)
+        return await exchanged(steps, partial(self._sent, body))
 
     async def _sent(self, body: bytes, left_s: float) -> Reply | RewardError:
         try:

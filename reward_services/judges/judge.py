@@ -27,7 +27,7 @@ from reward_services.errors import (
 from reward_services.images import check_array
 from reward_services.judges.rubric import Question, Rubric
 from reward_services.schema import RewardInfo, Score
-from reward_services.scorers.scorer import finite_score
+from reward_services.scorers.scorer import finite_score, golden_picture
 
 _GOLDEN_DEADLINE_S = 60.0
 _MOST_STRETCHED = 64
@@ -96,9 +96,9 @@ class Judge:
 
     async def prove(self) -> None:
         """Raises `ReplicaFailed` when the judge cannot score a picture."""
-        ramp = np.arange(64, dtype=np.uint8) * 4
-        image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(96)), axis=-1)
-        golden = await self.score(image, "a red cube", expires=time.monotonic() + _GOLDEN_DEADLINE_S)
+        golden = await self.score(
+            golden_picture(), "a red cube", expires=time.monotonic() + _GOLDEN_DEADLINE_S
+        )
         if golden.error is not None:
             raise ReplicaFailed(f"the golden sample cannot be scored: {golden.error.detail}")
 

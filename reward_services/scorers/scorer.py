@@ -52,11 +52,7 @@ class Scorer(ABC, Generic[Item, Raw]):
 
     def golden(self) -> tuple[Pixels, str]:
         """A fixed sample that the reward must always be able to score, for health checks."""
-        ramp = np.arange(64, dtype=np.uint8) * 4
-        image = np.stack(
-            [np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64)), np.full((64, 64), 96)], axis=-1
-        )
-        return image.astype(np.uint8), "a photo of a red cube on a blue sphere"
+        return golden_picture(), "a photo of a red cube on a blue sphere"
 
     def describe(self, name: str, *, max_items: int) -> RewardInfo:
         """This scorer as the reward `name`, which takes batches of `max_items`."""
@@ -105,6 +101,12 @@ class Scorer(ABC, Generic[Item, Raw]):
                 return [Score.failed(_failure(error))]
         half = len(items) // 2
         return [*self._scored(items[:half]), *self._scored(items[half:])]
+
+
+def golden_picture() -> NDArray[np.uint8]:
+    """A fixed (64, 64, 3) picture that every reward must be able to score."""
+    ramp = np.arange(64, dtype=np.uint8) * 4
+    return np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(96)), axis=-1)
 
 
 def finite_score(value: float, parts: dict[str, float] | None = None) -> Score:
