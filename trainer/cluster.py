@@ -275,7 +275,7 @@ def start_coordinator(config: TrainConfig) -> CoordinatorScoring:
 
 
 def _rewards_of(config: TrainConfig) -> list[str]:
-    return [*config.rewards.weights, *([config.rewards.judge] if config.rewards.judge else [])]
+    return config.rewards.names
 
 
 def _get(reference: Any) -> Any:

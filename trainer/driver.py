@@ -56,8 +56,8 @@ def check(config: TrainConfig) -> RunFolder:
 
 
 def _continues(config: TrainConfig, earlier: TrainConfig) -> bool:
-    """Whether it is the same run; it may go on with another number of ranks."""
-    return config.model_copy(update={"ranks": earlier.ranks}) == earlier
+    """Whether it is the same run; it may go on with other ranks, and otherwise watched."""
+    return config.model_copy(update={"ranks": earlier.ranks, "watch": earlier.watch}) == earlier
 
 
 def begin(config: TrainConfig, folder: RunFolder) -> None:

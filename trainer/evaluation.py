@@ -45,6 +45,8 @@ class EvaluationResult:
     """Mean cosine distance of a picture to the others of its prompt; None when it was not measured."""
     diversity_of_correct: float | None = None
     """The same between correct pictures: without it a model that makes fewer mistakes looks less diverse."""
+    statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What is told of pictures without a model, by statistic: see `trainer.statistics`."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What training had spent by then: training_s, unet_evaluations, images_scored."""
 

@@ -16,6 +16,7 @@ from trainer.policy import Policy
 from trainer.ranks import Ranks
 from trainer.records import Prompt
 from trainer.scoring import Scoring, TooManyFailures
+from trainer.statistics import image_statistics
 
 EVALUATION_SEED = 20250217
 """Pictures of every run start from the same noises."""
@@ -44,7 +45,7 @@ class HeldOut:
         self._draws = [
             (prompt, place * each + k) for place, prompt in enumerate(prompts) for k in range(each)
         ]
-        self._rewards = [*config.rewards.weights, *([config.rewards.judge] if config.rewards.judge else [])]
+        self._rewards = config.rewards.names
         features = config.evaluation.features
         self._features = ImageFeatures(features) if features and ranks.is_main else None
 
@@ -104,6 +105,7 @@ class HeldOut:
             scores=values,
             diversity=self._diversity(features, np.full(len(pictures), fill_value=True)),
             diversity_of_correct=self._diversity(features, np.array([bool(verdict) for verdict in correct])),
+            statistics=image_statistics(list(pictures)),
         )
         return Evaluated(result, pictures)
 

@@ -30,6 +30,8 @@ class Learner:
         self._average = [p.detach().clone() for p in policy.parameters] if options.ema_decay else []
         self.steps = 0
         """Optimizer steps taken."""
+        self.kl_weight = config.loss.kl_weight
+        """Weight of the divergence from the reference; raised where a reward is gamed."""
 
     def learn(self, lessons: Sequence[Lesson], progress: float = 0.0) -> dict[str, float]:
         """Take the optimizer steps of one update.
@@ -77,6 +79,7 @@ class Learner:
             "average": self._average,
             "optimizer": self._optimizer.state_dict(),
             "steps": self.steps,
+            "kl_weight": self.kl_weight,
         }
         return dict(whole(state, keep=self._ranks.is_main))
 
@@ -96,7 +99,7 @@ class Learner:
             for index, of_parameter in state["optimizer"]["state"].items()
         }
         self._optimizer.load_state_dict({**state["optimizer"], "state": moments})
-        self.steps = state["steps"]
+        self.steps, self.kl_weight = state["steps"], state.get("kl_weight", self.kl_weight)
 
     def _step(self, lessons: Sequence[Lesson], prompts: float, progress: float) -> dict[str, float]:
         rate = self._learning_rate(progress)
@@ -122,7 +125,7 @@ class Learner:
 
     def _backward(self, terms: Terms, prompts: float) -> tuple[float, float]:
         loss, divergence = (term / prompts for term in terms)
-        (loss + self._config.loss.kl_weight * divergence).backward()
+        (loss + self.kl_weight * divergence).backward()
         return loss.item(), divergence.item()
 
     def _idle_parts(self, lessons: Sequence[Lesson]) -> list[Part]:

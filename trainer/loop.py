@@ -22,12 +22,14 @@ from trainer.branches import Branches, grow, step_noise
 from trainer.config import TrainConfig
 from trainer.data.prompts import PromptStream
 from trainer.data.sources import DataError
+from trainer.evaluation import EvaluationResult
 from trainer.given import GivenStream, lesson_of
 from trainer.metrics import MetricsLog
 from trainer.path_integral import Selection, combine, path_returns, select
 from trainer.ranks import Halted, Ranks
 from trainer.records import Prompt
 from trainer.replay import Lesson
+from trainer.reward_hacking import watch
 from trainer.run import Run, start
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring, TooManyFailures, drop_prompts, submit_previews
@@ -57,7 +59,7 @@ def train(run: Run) -> bool:
     """Make updates until the last one or until somebody asks to stop; returns whether the run is finished.
 
     Raises:
-        Halted: too many scores failed; the updates made so far are in a checkpoint.
+        Halted: too many scores failed, or a reward is gamed; the updates so far are in a checkpoint.
     """
     config, ranks = run.config, run.ranks
     run.trackers = Trackers(config, run.update) if ranks.is_main else None
@@ -83,11 +85,31 @@ def evaluate_along(run: Run, before: float, now: float) -> None:
     """Evaluate where it is due after an update, which brought the run's progress from `before` to `now`."""
     options = run.config.evaluation
     if options.every_updates and run.update % options.every_updates == 0:
-        run.evaluate(f"update-{run.update:06d}")
+        heed(run, run.evaluate(f"update-{run.update:06d}"))
     stretches = options.along + 1
     point = int(now * stretches)
     if int(before * stretches) < point < stretches:
-        run.evaluate(f"along-{point:02d}")
+        heed(run, run.evaluate(f"along-{point:02d}"))
+
+
+def heed(run: Run, result: EvaluationResult | None) -> None:
+    """Where the training reward rises alone, do what was set for that. All ranks call it.
+
+    Raises:
+        Halted: the run is to stop; the updates made so far are in a checkpoint.
+    """
+    options = run.config.watch
+    if options.on_gap == "report" or result is None:
+        return
+    gaps = watch(run.untrained(), result, run.config.rewards, options).gaps
+    if gaps and options.on_gap == "raise_kl":
+        run.learner.kl_weight *= options.kl_factor
+    elif gaps:
+        run.checkpoint()
+        raise Halted(
+            f"after {run.update} updates {'; '.join(gaps)}. The updates are saved: look at evaluations/ and "
+            "change rewards, or go on by the same command with --set watch.on_gap=report"
+        )
 
 
 def advance(run: Run, log: MetricsLog, progress: float = 0.0) -> None:

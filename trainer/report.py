@@ -69,6 +69,7 @@ def write_report(run_folder: Path) -> Path:
         control=summary.get("control"),
         headline=headline(summary),
         categories=summary.get("accuracy_by_category", {}),
+        watch=summary.get("watch"),
         panels=panels(metrics),
         window=window_of(len(metrics)),
         more_panels=remaining_panels(metrics),

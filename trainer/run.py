@@ -11,6 +11,7 @@ from trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, s
 from trainer.config import TrainConfig
 from trainer.costs import Costs, budgeted
 from trainer.data.prompts import PromptStream, read_prompts
+from trainer.evaluation import EvaluationResult
 from trainer.given import GivenStream, open_stream
 from trainer.held_out import HeldOut
 from trainer.learner import Learner
@@ -59,10 +60,13 @@ class Run:
             _STRIDE * (self.config.seed + 1) + self.update * self.config.branching.prompts_per_update + place
         )
 
-    def evaluate(self, name: str) -> None:
-        """Judge held-out pictures drawn with the averaged weights, and keep them in the run folder."""
+    def evaluate(self, name: str) -> EvaluationResult | None:
+        """Judge held-out pictures drawn with the averaged weights, and keep them in the run folder.
+
+        All ranks call it, and all have the result; None without held-out prompts.
+        """
         if self.held_out is None:
-            return
+            return None
         with self.costs.timed("evaluation_s"), self.learner.averaged():
             evaluated = self.held_out.evaluate(self.policy, self.update)
         self.accuracy = evaluated.result.accuracy if self.config.rewards.judge else None
@@ -74,6 +78,12 @@ class Run:
             of_prompts = slice(None, None, self.config.evaluation.pictures_per_prompt)
             shown = list(zip(evaluated.result.prompts, evaluated.pictures))[of_prompts][:_SHOWN]
             self.trackers.show(self.update, shown)
+        return evaluated.result
+
+    def untrained(self) -> EvaluationResult:
+        """The evaluation before training. All ranks call it."""
+        result = self.folder.load_evaluation("before") if self.ranks.is_main else None
+        return next(result for result in self.ranks.gather(result) if result is not None)
 
     def progress(self) -> float:
         """Share of the run that is made, of updates or of a budget; at 1 it is over. All ranks call it."""

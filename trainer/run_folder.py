@@ -81,8 +81,11 @@ class RunFolder:
         """Read an evaluation back."""
         saved = json.loads((self.path / "evaluations" / f"{name}.json").read_text(encoding="utf-8"))
         lists = {key: tuple(saved[key]) for key in ("prompts", "categories", "correct")}
-        scores = {reward: tuple(values) for reward, values in saved["scores"].items()}
-        return EvaluationResult(**{**saved, **lists, "scores": scores})
+        tables = {
+            key: {name: tuple(values) for name, values in saved.get(key, {}).items()}
+            for key in ("scores", "statistics")
+        }
+        return EvaluationResult(**{**saved, **lists, **tables})
 
     def save_grid(self, before: EvaluationResult, after: EvaluationResult) -> None:
         """List the same-seed pictures before and after for the report."""

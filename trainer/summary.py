@@ -6,6 +6,7 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.costs import Costs, peak_memory_bytes
 from trainer.evaluation import EvaluationResult, paired_difference
+from trainer.reward_hacking import watch
 from trainer.run import Run
 
 
@@ -23,6 +24,7 @@ def finish(run: Run) -> None:
     if run.held_out is not None:
         before, after = run.folder.load_evaluation("before"), run.folder.load_evaluation("after")
         summary |= gained(before, after, run.config)
+        summary["watch"] = watch(before, after, run.config.rewards, run.config.watch).summary()
         run.folder.save_grid(before, after)
     run.folder.write_summary(summary)
 

@@ -56,6 +56,7 @@ def test_the_same_command_goes_on_and_another_is_refused(config: TrainConfig) ->
     assert (folder.stop_requested, folder.failure) == (False, None)
     more = config.ranks.model_copy(update={"workers": 2})
     check(config.model_copy(update={"ranks": more}))
+    check(config.model_copy(update={"watch": config.watch.model_copy(update={"gap": 9.0})}))
     with pytest.raises(
         RunFailed, match=r"holds a run with other settings; resume it with its own \(sharpen train"
     ):

@@ -36,6 +36,21 @@ SUMMARY = {
     "images_scored": 9600,
     "stall_fraction": 0.1,
     "peak_memory_bytes": 3 * 2**30,
+    "watch": {
+        "update": 60,
+        "gaps": ["the training reward rose by 1.20 standard deviations, while the judge fell"],
+        "symptoms": ["dark_share went from 0.1 to 0.9"],
+        "changes": [
+            {
+                "name": "dark_share",
+                "kind": "statistic",
+                "before": 0.1,
+                "after": 0.9,
+                "standard_error": 0.1,
+                "deviations": 2.5,
+            }
+        ],
+    },
     "control": {
         "accuracy_before": 0.40,
         "accuracy_after": 0.42,
@@ -128,6 +143,9 @@ def test_the_page_shows_every_part(run_folder: Path) -> None:
         "a score failed",
         "images scored per second32.0",
         "Every other scalar lr",
+        "Gap: the training reward rose by 1.20 standard deviations, while the judge fell.",
+        "To look at: dark_share went from 0.1 to 0.9.",
+        "dark_sharestatistic0.1000.900 +8.0+2.50",
     ):
         assert part in text
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]

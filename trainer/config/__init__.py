@@ -17,6 +17,7 @@ from trainer.config.running import (
     ControlConfig,
     EvaluationConfig,
     RanksConfig,
+    WatchConfig,
 )
 from trainer.config.train import TrainConfig, load_config, save_config
 
@@ -38,6 +39,7 @@ __all__ = [
     "SamplingConfig",
     "SelectionConfig",
     "TrainConfig",
+    "WatchConfig",
     "load_config",
     "save_config",
 ]

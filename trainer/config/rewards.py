@@ -19,6 +19,8 @@ class RewardsConfig(Section):
     """Weight of each training reward in the score of a preview."""
     judge: str | None = None
     """Reward that judges held-out pictures before and after, and is never trained on."""
+    shadows: tuple[str, ...] = ()
+    """More rewards for held-out pictures only: where they fall behind, the training reward is gamed."""
     deadline_s: Positive = 60.0
     """Time until a scoring request counts as failed, its retries included."""
     batch_images: Count = 128
@@ -40,4 +42,12 @@ class RewardsConfig(Section):
             raise ValueError("set one of services (a rewards.yaml) and url (services that run elsewhere)")
         if self.judge in self.weights:
             raise ValueError(f"the judge {self.judge!r} is also a training reward; take it out of weights")
+        for name in self.shadows:
+            if name in self.weights or name == self.judge:
+                raise ValueError(f"{name!r} scores held-out pictures anyway; take it out of shadows")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """Every reward that is asked, training rewards first."""
+        return [*self.weights, *([self.judge] if self.judge else []), *self.shadows]

@@ -68,6 +68,23 @@ class EvaluationConfig(Section):
     """CLIP folder or hub id whose image features measure diversity; null measures none."""
 
 
+class WatchConfig(Section):
+    """When held-out pictures say that the training reward is gamed, and what is done then."""
+
+    gap: Positive = 1.0
+    """How many standard deviations (of the pictures before training) the training reward may rise further
+    than the judge or a shadow."""
+    shift: Positive = 2.0
+    """How many standard deviations dark share, edge density or colour entropy may move unmentioned."""
+    diversity_kept: Share = 0.5
+    """Share of the diversity of correct pictures (of all without a judge) below which it counts as lost."""
+    on_gap: Literal["report", "stop", "raise_kl"] = "report"
+    """report: say so in the report. stop: save and stop. raise_kl: multiply loss.kl_weight. The last two act
+    at evaluations during training: set evaluation.every_updates or evaluation.along."""
+    kl_factor: float = Field(2.0, gt=1)
+    """What raise_kl multiplies by."""
+
+
 class ControlConfig(Section):
     """Figures of the no-reward control (selection.by=random), measured when a configuration was chosen."""
 

@@ -24,6 +24,7 @@ from trainer.config.running import (
     ControlConfig,
     EvaluationConfig,
     RanksConfig,
+    WatchConfig,
 )
 
 MethodName = Literal[
@@ -85,6 +86,8 @@ class TrainConfig(Section):
     """Saving and resuming."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measuring what was gained."""
+    watch: WatchConfig = WatchConfig()
+    """Noticing that a reward is gamed."""
     control: ControlConfig | None = None
     """What this configuration's no-reward control gave; shown beside the run's own figures."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
@@ -150,6 +153,23 @@ class TrainConfig(Section):
             raise ValueError("evaluation.draws must be a multiple of evaluation.pictures_per_prompt")
         if self.prompts.held_out and self.evaluation.draws < 2 * self.evaluation.pictures_per_prompt:
             raise ValueError("evaluation.draws must be of two prompts or more: errors are between prompts")
+        return self
+
+    @model_validator(mode="after")
+    def _check_watch(self) -> Self:
+        if self.watch.on_gap == "report":
+            return self
+        if not (self.evaluation.every_updates or self.evaluation.along) or self.prompts.held_out is None:
+            raise ValueError(
+                f"watch.on_gap={self.watch.on_gap} looks at evaluations during training: set "
+                "prompts.held_out, and evaluation.every_updates or evaluation.along"
+            )
+        if self.rewards.judge is None and not self.rewards.shadows:
+            raise ValueError(
+                f"watch.on_gap={self.watch.on_gap} needs another view: set rewards.judge or rewards.shadows"
+            )
+        if self.watch.on_gap == "raise_kl" and not self.loss.kl_weight:
+            raise ValueError("watch.on_gap=raise_kl multiplies loss.kl_weight: set one above 0")
         return self
 
     @model_validator(mode="after")

@@ -75,6 +75,20 @@ def test_previews_are_counted_from_either_end(path: Path) -> None:
             ["ranks.sharding=full", "model.lora=null", "model.states_with_gradients=2"],
             "evaluate in step: set loss.branches_per_micro_batch",
         ),
+        (["watch.on_gap=stop"], "evaluations during training: set prompts.held_out"),
+        (
+            ["watch.on_gap=stop", "evaluation.along=1", "prompts.held_out=held-out.txt"],
+            "needs another view: set rewards.judge or rewards.shadows",
+        ),
+        (
+            [
+                "watch.on_gap=raise_kl",
+                "evaluation.along=1",
+                "prompts.held_out=held-out.txt",
+                "rewards.shadows=[jpeg]",
+            ],
+            "multiplies loss.kl_weight: set one above 0",
+        ),
         (["evaluation.draws=7"], "must be a multiple of evaluation.pictures_per_prompt"),
         (["evaluation.draws=4", "prompts.held_out=held-out.txt"], "must be of two prompts or more"),
     ],
