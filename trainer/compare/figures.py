@@ -82,10 +82,14 @@ def within(points: Sequence[Point], axis: str, limit: float) -> Point:
     return [point for point in points if point.spent.get(axis, 0.0) <= limit * _SLACK][-1]
 
 
-def common_limit(runs: Mapping[str, Sequence[Sequence[Point]]], axis: str) -> float:
-    """The budget that every run has spent, but for those that spend nothing of it: data need no scores."""
+def common_limit(runs: Mapping[str, Sequence[Sequence[Point]]], axis: str, *, ended_runs: bool) -> float:
+    """Up to where runs are compared: what all have spent, or where this budget ended them, what any has.
+
+    A run spends its budget and an update more. Runs that spend nothing do not count: data need no scores.
+    """
     ends = [points[-1].spent.get(axis, 0.0) for of_method in runs.values() for points in of_method]
-    return min((end for end in ends if end > 0), default=0.0)
+    spending = [end for end in ends if end > 0]
+    return (max if ended_runs else min)(spending, default=0.0)
 
 
 def row(name: str, runs: Sequence[Sequence[Point]], axis: str, limit: float, evaluations: int) -> Row:
@@ -119,7 +123,7 @@ def summarise(comparison: CompareConfig) -> dict[str, Any]:
     untrained = [[points[0]] for of_method in runs.values() for points in of_method][:1]
     tables = {}
     for axis in AXES:
-        limit = common_limit(runs, axis)
+        limit = common_limit(runs, axis, ended_runs=getattr(config.budget, axis) is not None)
         rows = [row(name, of_method, axis, limit, evaluations) for name, of_method in runs.items()]
         base = [row("base", untrained, axis, limit, evaluations)] if untrained else []
         everyone = [*base, *rows, *(one for one in searches if one)]

@@ -35,8 +35,9 @@ def test_the_common_budget_leaves_out_who_spends_none() -> None:
         "one": [[point(0, 0.1), point(100, 0.2, 64)], [point(0, 0.1), point(90, 0.2, 48)]],
         "data": [[point(0, 0.1), point(120, 0.3)]],
     }
-    assert common_limit(runs, "training_s") == 90
-    assert common_limit(runs, "images_scored") == 48
+    assert common_limit(runs, "training_s", ended_runs=False) == 90
+    assert common_limit(runs, "training_s", ended_runs=True) == 120, "every run's last figures count"
+    assert common_limit(runs, "images_scored", ended_runs=False) == 48
 
 
 def test_a_row_is_means_over_seeds() -> None:
