@@ -59,7 +59,7 @@ def configured(arguments: argparse.Namespace, method: str, folder: Path) -> Trai
                 "image_size": arguments.image_size,
                 "states_with_gradients": arguments.states_with_gradients,
             },
-            "prompts": {"train": SHAPES / "prompts" / "train.jsonl"},
+            "prompts": {"train": str(SHAPES / "prompts" / "train.jsonl")},
             "rewards": {"url": "http://127.0.0.1:9", "weights": dict.fromkeys(REWARDS, 0.5)},
             "sampling": {"steps": 25, "guidance": 1.0, "eta": 1.0},
             "branching": {

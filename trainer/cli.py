@@ -38,7 +38,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
-    with cluster.scoring_on_ray(config, arguments.address) as scoring:
+    with driver.locked(folder.path), cluster.scoring_on_ray(config, arguments.address) as scoring:
         driver.begin(config, folder)
         driver.watch(config, folder, lambda: cluster.run_ranks(config, scoring))
     print(driver.conclude(folder))
@@ -119,7 +119,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from trainer.config.comparison import load_comparison
 
     comparison = load_comparison(arguments.config, arguments.set)
-    from trainer import cluster
+    from trainer import cluster, driver
     from trainer.compare.contest import Job, check, compete, jobs
     from trainer.compare.page import write_comparison
 
@@ -133,7 +133,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     first = comparison.run_config(next(iter(comparison.methods)), comparison.seeds[0])
     if left:
-        with cluster.scoring_on_ray(first, arguments.address) as scoring:
+        with (
+            driver.locked(comparison.folder),
+            cluster.scoring_on_ray(first, arguments.address) as scoring,
+        ):
             compete(
                 comparison,
                 lambda config: cluster.run_ranks(config, cluster.start_coordinator(config)),

@@ -1,5 +1,6 @@
 """The command's side of a run: checks before anything starts, the progress bar, Ctrl-C, the report."""
 
+import fcntl
 import signal
 import sys
 import threading
@@ -58,6 +59,28 @@ def check(config: TrainConfig) -> RunFolder:
 def _continues(config: TrainConfig, earlier: TrainConfig) -> bool:
     """Whether it is the same run; it may go on with other ranks, and otherwise watched."""
     return config.model_copy(update={"ranks": earlier.ranks, "watch": earlier.watch}) == earlier
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a folder while this one writes there; its end, however it comes, unlocks.
+
+    A file system that knows no locks has none.
+
+    Raises:
+        RunFailed: another command is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFailed(
+                f"another command is at work in {folder}; wait for its end, or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def begin(config: TrainConfig, folder: RunFolder) -> None:

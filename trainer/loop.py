@@ -25,7 +25,7 @@ from trainer.data.sources import DataError
 from trainer.evaluation import EvaluationResult
 from trainer.given import GivenStream, lesson_of
 from trainer.metrics import MetricsLog
-from trainer.path_integral import Selection, combine, path_returns, select
+from trainer.path_integral import Selection, combine, path_returns, select, temperatures_for
 from trainer.ranks import Halted, Ranks
 from trainer.records import Prompt
 from trainer.replay import Lesson
@@ -208,5 +208,8 @@ def choose(config: TrainConfig, scores: Mapping[str, Tensor], seeds: Sequence[in
         combined = drop_prompts(combined)
     # Another stream than the noise of the prompt that has this seed; torch reads 32 bits.
     generator = torch.Generator().manual_seed(seeds[0] ^ 0x2545F491)
-    options = config.selection
-    return select(path_returns(combined), temperature=options.temperature, by=options.by, generator=generator)
+    options, returns_PK = config.selection, path_returns(combined)
+    temperature: float | Tensor = options.temperature
+    if options.effective_branches is not None:
+        temperature = temperatures_for(returns_PK, options.effective_branches)
+    return select(returns_PK, temperature=temperature, by=options.by, generator=generator)

@@ -164,7 +164,8 @@ def chosen_branches(config: TrainConfig, prompts: int) -> int:
     """Branches of so many prompts that are replayed when no score fails and none is equal to another."""
     if config.method in PAIRED:
         return 2 * prompts
-    weighted = config.selection.temperature > 0 or config.loss.baseline
+    selection = config.selection
+    weighted = selection.temperature > 0 or selection.effective_branches is not None or config.loss.baseline
     if config.method == "standard" or (config.method == "sft_sharpening" and not weighted):
         return prompts
     return prompts * config.branching.branches

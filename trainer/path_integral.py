@@ -6,11 +6,15 @@ exp(return / temperature). Shapes: R rewards, P prompts, K branches of a prompt,
 A score that failed is NaN on its way through this file and never becomes a number.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_COLDEST, _HALVINGS = 1e-4, 40
+"""Temperatures are looked for between this share of the returns' spread and its inverse; how finely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,43 @@ def path_returns(scores_PKT: Tensor, step_weights_T: Tensor | None = None) -> Te
     return (scores_PKT * weights_T).sum(2)
 
 
+def temperatures_for(returns_PK: Tensor, branches: float) -> Tensor:
+    """(P,) temperatures at which the weights of each prompt amount to so many branches.
+
+    The effective sample size, 1 / sum of squared weights, grows with the temperature from 1 to the number of
+    branches, so that it is found by bisection. Where returns are equal or fewer, the nearest there is.
+
+    Raises:
+        ValueError: fewer than one branch.
+    """
+    if branches < 1:
+        raise ValueError(f"weights amount to one branch or more, not {branches}")
+    spread_P1 = spreads(returns_PK)[:, None]
+    relative_PK = returns_PK.nan_to_num(-torch.inf)
+    relative_PK = (relative_PK - relative_PK.amax(1, keepdim=True)).nan_to_num(0.0, neginf=-torch.inf)
+    low_P1, high_P1 = spread_P1.log() + math.log(_COLDEST), spread_P1.log() - math.log(_COLDEST)
+    for _ in range(_HALVINGS):
+        middle_P1 = (low_P1 + high_P1) / 2
+        weights_PK = torch.softmax(relative_PK / middle_P1.exp(), dim=1)
+        too_many_P1 = 1 / weights_PK.square().sum(1, keepdim=True) > branches
+        low_P1 = torch.where(too_many_P1, low_P1, middle_P1)
+        high_P1 = torch.where(too_many_P1, middle_P1, high_P1)
+    return low_P1.exp()[:, 0]
+
+
 def select(
-    returns_PK: Tensor, *, temperature: float, by: str = "reward", generator: torch.Generator | None = None
+    returns_PK: Tensor,
+    *,
+    temperature: float | Tensor,
+    by: str = "reward",
+    generator: torch.Generator | None = None,
 ) -> Selection:
     """Choose branches.
 
     Args:
         returns_PK: (P, K); NaN drops the branch.
         temperature: 0 takes the best branch; above 0 weights are proportional to exp(return / temperature).
+            One for all prompts, or (P,) above 0.
         by: `reward`, or `random` for the no-reward control: the same returns, dealt anew among a prompt's
             branches, so that everything but the cause of the choice stays the same.
         generator: source of the control's randomness.
@@ -92,7 +125,7 @@ def select(
     Raises:
         ValueError: a negative temperature, or another way to choose.
     """
-    if temperature < 0:
+    if isinstance(temperature, float | int) and temperature < 0:
         raise ValueError(f"temperature must not be negative, is {temperature}")
     if by not in ("reward", "random"):
         raise ValueError(f"by is {by!r}; use reward or random")
@@ -103,11 +136,12 @@ def select(
     best_P, worst_P = high_PK.argmax(1), low_PK.argmin(1)
     # Never so where one branch or none has a return.
     valid_P = high_PK.amax(1) > low_PK.amin(1)
-    if temperature == 0:
+    if isinstance(temperature, float | int) and temperature == 0:
         weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
     else:
         relative_PK = high_PK - high_PK.amax(1, keepdim=True)
-        weights_PK = torch.softmax(torch.where(valid_P[:, None], relative_PK / temperature, 0.0), dim=1)
+        temperatures_P1 = torch.as_tensor(temperature, dtype=returns_PK.dtype).reshape(-1, 1)
+        weights_PK = torch.softmax(torch.where(valid_P[:, None], relative_PK / temperatures_P1, 0.0), dim=1)
     return Selection(dealt_PK, weights_PK * valid_P[:, None], best_P, worst_P, valid_P)
 
 

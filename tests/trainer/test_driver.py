@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import TrainConfig
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
-from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, watch
+from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, locked, watch
 from trainer.loop import run
 from trainer.policy import ModelError
 from trainer.ranks import Ranks
@@ -71,6 +73,22 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.02)
+
+
+def test_a_folder_is_for_one_command_at_a_time(config: TrainConfig) -> None:
+    folder = config.run_folder
+    holding = (
+        f"from pathlib import Path; from trainer.driver import locked\nwith locked(Path({str(folder)!r})):"
+    )
+    command = [sys.executable, "-c", f"{holding}\n print('in', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(RunFailed, match="another command is at work"), locked(folder):
+            pass
+        other.kill()
+    with locked(folder):
+        pass
 
 
 def test_ctrl_c_asks_the_run_to_stop(config: TrainConfig, capfd: pytest.CaptureFixture[str]) -> None:

@@ -137,6 +137,13 @@ def test_the_control_draws_other_winners_of_the_same_branches(folder: Path, tmp_
     assert not torch.equal(*picks)
 
 
+def test_weights_amount_to_the_branches_that_were_set(folder: Path, tmp_path: Path) -> None:
+    options = ("method=sft_sharpening", "selection.effective_branches=1.5")
+    for lesson, _ in sample(started(configured(tmp_path, folder, *options))):
+        sizes_P = lesson.selection.effective_sample_size_P
+        assert sizes_P.tolist() == pytest.approx([1.5] * len(sizes_P), rel=1e-3)
+
+
 def test_too_many_failures_end_the_run_and_keep_it(folder: Path, tmp_path: Path) -> None:
     config = configured(tmp_path, folder, "rewards.weights={jpeg: 1, verifier: 1}", "prompts.held_out=null")
     assert not go(config)

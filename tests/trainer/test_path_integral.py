@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.path_integral import Selection, centred, combine, path_returns, select, spreads
+from trainer.path_integral import Selection, centred, combine, path_returns, select, spreads, temperatures_for
 
 NAN = math.nan
 CLIP = torch.tensor([[[1.0, 3.0], [2.0, 4.0]], [[0.0, 0.0], [-1.0, 5.0]]])
@@ -100,6 +100,34 @@ def test_the_effective_size_grows_with_the_temperature() -> None:
     sizes = [float(chosen([[2.0, 3.0, 1.0]], t).effective_sample_size_P) for t in (0.0, 0.1, 0.5, 2.0, 10.0)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("wanted", [1.5, 2.0, 2.9])
+def test_a_temperature_is_found_for_an_effective_size(scale: float, wanted: float) -> None:
+    returns = torch.tensor([[2.0, 3.0, 1.0, NAN], [0.5, -2.0, 0.0, 7.0]]) * scale
+    selection = select(returns, temperature=temperatures_for(returns, wanted))
+    assert selection.effective_sample_size_P.tolist() == pytest.approx([wanted, wanted], rel=1e-3)
+    assert (selection.weights_PK.argmax(1) == selection.best_P).all()
+
+
+def test_the_temperature_of_two_branches_by_hand() -> None:
+    # Weights 2/3 and 1/3 amount to 1.8 branches: exp(gap / temperature) = 2.
+    assert float(temperatures_for(torch.tensor([[5.0, 3.0]]), 1.8)) == pytest.approx(
+        2 / math.log(2), rel=1e-3
+    )
+
+
+def test_what_cannot_be_weighed_has_a_temperature_all_the_same() -> None:
+    # Two equal winners amount to two; one branch, none, or equal ones to what they are.
+    returns = torch.tensor([[4.0, 4.0, 0.0], [1.0, NAN, NAN], [NAN, NAN, NAN], [2.0, 2.0, 2.0]])
+    temperatures = temperatures_for(returns, 1.2)
+    assert (temperatures > 0).all()
+    assert temperatures.isfinite().all()
+    selection = select(returns, temperature=temperatures)
+    assert selection.effective_sample_size_P.tolist() == pytest.approx([2.0, 0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="one branch or more, not"):
+        temperatures_for(returns, 0.5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -40,6 +40,9 @@ class SelectionConfig(Section):
     """reward, or the no-reward control: the same run with winners drawn at random."""
     temperature: NotNegative = 0.0
     """0 takes the best branch; above 0 weights are proportional to exp(return / temperature)."""
+    effective_branches: float | None = Field(None, ge=1)
+    """How many branches the weights of a prompt amount to, 1 / sum of their squares: the temperature of each
+    prompt is the one that makes it so. null leaves selection.temperature to say it."""
 
 
 class LossConfig(Section):

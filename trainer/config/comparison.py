@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer.config.file import Count, Section, Whole, load
 from trainer.config.train import TrainConfig, load_config
@@ -37,9 +37,16 @@ class CompareConfig(Section):
     parallel: Count = 1
     """Runs at a time; the cluster must have room for the ranks of all of them."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Name of each method to the dotted settings that make it."""
+    """Name of each method to the dotted settings that make it; null leaves one out."""
     searches: dict[str, SearchConfig] = Field(default_factory=dict)
-    """Name of each search without training."""
+    """Name of each search without training; null leaves one out."""
+
+    @field_validator("methods", "searches", mode="before")
+    @classmethod
+    def _leave_out(cls, named: Any) -> Any:
+        if not isinstance(named, dict):
+            return named
+        return {name: settings for name, settings in named.items() if settings is not None}
 
     def run_config(self, name: str, seed: int) -> TrainConfig:
         """The settings of one run. Raises ConfigError."""

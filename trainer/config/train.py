@@ -119,8 +119,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"method={self.method} learns at {_ONLY_STATES[self.method]} states; leave out loss.states"
             )
+        if self.selection.effective_branches is not None:
+            self._check_effective_branches(self.selection.effective_branches)
         if self.method == "standard" and self.data is None:
             raise ValueError("method=standard learns from captioned pictures: set data.source")
+        if self.data is not None and self.budget.images_scored is not None:
+            raise ValueError(
+                f"method={self.method} scores no pictures when they are given: budget.images_scored would "
+                "never end it; set another budget"
+            )
         if self.data is not None and self.method not in ("standard", "diffusion_dpo"):
             raise ValueError(f"method={self.method} learns from its own branches; leave out data")
         uneven = self.branching.prompts_per_update % self.ranks.workers or self.ranks.min_workers
@@ -132,6 +139,18 @@ class TrainConfig(Section):
         if self.reads_densities and self.sampling.eta == 0:
             raise ValueError(f"method={self.method} needs steps with noise: set sampling.eta > 0")
         return self
+
+    def _check_effective_branches(self, wanted: float) -> None:
+        if self.method != "sft_sharpening":
+            raise ValueError(
+                f"method={self.method} does not weigh branches; leave out selection.effective_branches"
+            )
+        if self.selection.temperature > 0:
+            raise ValueError("set selection.effective_branches or selection.temperature, not both")
+        if wanted > self.branching.branches:
+            raise ValueError(
+                f"selection.effective_branches must be at most branching.branches={self.branching.branches}"
+            )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

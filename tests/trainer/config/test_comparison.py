@@ -30,6 +30,24 @@ def test_a_method_that_cannot_run_is_found_when_the_file_is_read(
         load_comparison(path, ["seeds=[]"])
 
 
+def test_null_leaves_one_out(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    path = write_contest(tmp_path, pipelines["epsilon"])
+    everyone = load_comparison(path, [])
+    fewer = load_comparison(
+        path, ["methods.grpo=null", *(f"searches.{name}=null" for name in everyone.searches)]
+    )
+    assert set(everyone.methods) - set(fewer.methods) == {"grpo"}
+    assert fewer.searches == {}
+
+
+@pytest.mark.parametrize("file", ["compare.yaml", "learning-rates.yaml", "ablations.yaml"])
+def test_shipped_comparisons_have_no_mistakes(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison = load_comparison(ROOT / "deploy" / file, [])
+    for name in comparison.methods:
+        comparison.run_config(name, 0)
+
+
 def test_the_shipped_comparison_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(Path("deploy/compare.yaml"), [])
@@ -46,3 +64,12 @@ def test_the_shipped_comparison_can_be_run(monkeypatch: pytest.MonkeyPatch) -> N
     }
     assert configs["control"].selection.by == "random"
     assert len({config.budget.training_s for config in configs.values()}) == 1
+
+
+def test_the_shipped_comparison_by_scored_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    changes = ["share.budget={images_scored: 2048}", "methods.standard=null"]
+    comparison = load_comparison(Path("deploy/compare.yaml"), changes)
+    for name in comparison.methods:
+        budget = comparison.run_config(name, 0).budget
+        assert (budget.training_s, budget.images_scored) == (None, 2048)

@@ -75,6 +75,19 @@ def test_previews_are_counted_from_either_end(path: Path) -> None:
             ["ranks.sharding=full", "model.lora=null", "model.states_with_gradients=2"],
             "evaluate in step: set loss.branches_per_micro_batch",
         ),
+        (["selection.effective_branches=2"], "method=rlhf_sharpening does not weigh branches"),
+        (
+            ["method=sft_sharpening", "selection.effective_branches=2", "selection.temperature=1"],
+            "selection.effective_branches or selection.temperature, not both",
+        ),
+        (
+            ["method=sft_sharpening", "selection.effective_branches=5"],
+            "at most branching.branches=4",
+        ),
+        (
+            ["method=standard", "data.source=pictures", "budget.images_scored=100"],
+            "budget.images_scored would never end it",
+        ),
         (["watch.on_gap=stop"], "evaluations during training: set prompts.held_out"),
         (
             ["watch.on_gap=stop", "evaluation.along=1", "prompts.held_out=held-out.txt"],
