@@ -37,6 +37,7 @@ from trainer.run import start
 SHAPES = Path(__file__).parent.parent / "deploy" / "shapes"
 METHODS = ("sft_sharpening", "rlhf_sharpening")
 LATENCIES_MS = (0, 50, 200, 1000)
+MEASURED = ("ours", "theirs", "stall", "decoding")
 AUTHORS_PROMPTS = 4
 """Prompts whose gradients make a step there, as its README has it."""
 STYLE = "svg{max-width:40em} text{font:12px sans-serif} .grid{stroke:#ddd} polyline{fill:none!important}"
@@ -87,15 +88,16 @@ class Contest:
         self._run, other = (start(config, scoring=scoring, ranks=Ranks(), device=device) for _ in range(2))
         self._authors = AuthorsLayout(other.policy, config, scoring)
         self._prompts = read_prompts(config.prompts.train)
-        self.stall_fraction = 0.0
-        """Of the newest update of ours."""
+        self.shares = {"stall": 0.0, "decoding": 0.0}
+        """Of the newest update of ours: waiting for rewards, and decoding previews for them."""
 
     def ours(self) -> float:
         """Prompts a second of an update of the trainer."""
         before = copy.copy(self._run.costs)
         with MetricsLog(self._run.folder.path, resumed_update=self._run.update) as log:
             seconds = timed(lambda: advance(self._run, log))
-        self.stall_fraction = self._run.costs.since(before).stall_fraction
+        spent = self._run.costs.since(before)
+        self.shares = {"stall": spent.stall_fraction, "decoding": spent.decoding_s / seconds}
         return self._run.config.branching.prompts_per_update / seconds
 
     def theirs(self) -> float:
@@ -160,12 +162,12 @@ def speed(arguments: argparse.Namespace, method: str) -> list[dict[str, Any]]:
         both.ours(), both.theirs()  # the first is slower
         for latency in list(arguments.latencies) * arguments.rounds:
             scoring.latency_ms = latency
-            measured = {"ours": both.ours(), "stall": both.stall_fraction, "bare": both.bare()}
-            rounds[latency].append(measured | {"theirs": both.theirs()})
+            ours = both.ours()
+            rounds[latency].append(both.shares | {"ours": ours, "bare": both.bare(), "theirs": both.theirs()})
     return [
         {
             "latency_ms": latency,
-            **{name: statistics.median(one[name] for one in found) for name in ("ours", "theirs", "stall")},
+            **{name: statistics.median(one[name] for one in found) for name in MEASURED},
             "ratio": statistics.median(one["ours"] / one["theirs"] for one in found),
             "over_bare": statistics.median(one["bare"] / one["ours"] for one in found),
         }
@@ -180,6 +182,8 @@ def memory(arguments: argparse.Namespace, method: str) -> dict[str, dict[str, fl
         "as timed": {},
         "a prompt at a time": one,
         "a state at a time": {**one, "states_with_gradients": 1},
+        "adapters, as timed": {"lora": True},
+        "adapters, a prompt at a time": {**one, "lora": True},
     }
     found = {}
     for name, changed in frugal.items():
@@ -256,7 +260,8 @@ def main(given: Sequence[str]) -> None:
         for row in measured["speed"]:
             print(
                 f"  {row['latency_ms']:4} ms: {row['ours']:6.2f} to {row['theirs']:6.2f} prompts/s, "
-                f"{row['ratio']:5.2f} x; stall {row['stall']:.1%}; {row['over_bare']:.2f} x bare evaluations"
+                f"{row['ratio']:5.2f} x; {row['over_bare']:.2f} x bare evaluations; "
+                f"stall {row['stall']:.1%}, decoding {row['decoding']:.1%}"
             )
         for name, held in measured["memory"].items():
             ours, theirs = (held[side] / 2**20 for side in ("ours", "theirs"))
