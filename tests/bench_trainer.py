@@ -178,7 +178,7 @@ def speed(arguments: argparse.Namespace, method: str) -> list[dict[str, Any]]:
 def memory(arguments: argparse.Namespace, method: str) -> dict[str, dict[str, float]]:
     """Bytes above the model in an update of each, and their ratio: as timed, and a prompt at a time."""
     one = {"micro_batch": 1, "branches_per_micro_batch": 2}
-    frugal = {
+    frugal: dict[str, dict[str, Any]] = {
         "as timed": {},
         "a prompt at a time": one,
         "a state at a time": {**one, "states_with_gradients": 1},

@@ -16,6 +16,7 @@ from reward_services import Score
 from reward_services.scorers import SCORERS
 from tests.ports import free_port
 from trainer.config import ModelConfig, TrainConfig, load_config
+from trainer.metrics import read_metrics
 from trainer.policy import Policy
 from trainer.ranks import Ranks
 from trainer.run import Run, start
@@ -159,3 +160,11 @@ def _ranked(rank: int, port: int, work: Callable[..., None], arguments: tuple[An
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     work(Ranks(rank, 2), *arguments)
     dist.destroy_process_group()
+
+
+def picked(config: TrainConfig) -> list[dict[str, float]]:
+    """What an update says of its selections and its loss."""
+    names = ("update", "reward", "reward_best", "reward_worst", "loss", "grad_norm", "lr")
+    return [
+        {name: line[name] for name in names} for line in read_metrics(config.run_folder / "metrics.jsonl")
+    ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from trainer.config import (
@@ -26,24 +27,26 @@ from trainer.scoring import Scoring
 
 
 def open_policy(model: Path, image_size: int | None = None) -> Policy:
-    """The sharpened policy of a run folder, or the model in a diffusers folder.
+    """The sharpened policy of a run folder, or the model in a diffusers folder; on a GPU where there is one.
 
     Args:
-        model: the folder.
+        model: the folder. A run's model runs in the number format that it was trained in.
         image_size: side of its pictures in pixels; None is the model's own, and an adapter's run has said it.
 
     Raises:
         ModelError: there is no model to be found.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = run_of(model)
     if (model / "pipeline").is_dir():
-        sharpened = ModelConfig(path=str(model / "pipeline"), image_size=image_size)
-        return Policy.load(sharpened, trainable=False)
-    if (model / "lora").is_dir():
-        base = load_config(model / "config.yaml").model
-        return Policy.load(base, trainable=False, adapter=model / "lora")
-    if (model / "config.yaml").exists():
+        path, dtype = str(model / "pipeline"), run.model.dtype if run else "float32"
+        sharpened = ModelConfig(path=path, dtype=dtype, image_size=image_size)
+        return Policy.load(sharpened, device, trainable=False)
+    if run is not None and (model / "lora").is_dir():
+        return Policy.load(run.model, device, trainable=False, adapter=model / "lora")
+    if run is not None:
         raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {model / 'config.yaml'}`")
-    return Policy.load(ModelConfig(path=str(model), image_size=image_size), trainable=False)
+    return Policy.load(ModelConfig(path=str(model), image_size=image_size), device, trainable=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import yaml
 from ray import serve
 
 from reward_services import RewardUnknown
-from tests.processes import PATIENCE_S, pids_titled, replica_pids, wait_for
-from tests.small_run import configured, relative_difference, settings, weights_of
+from tests.processes import PATIENCE_S, pids_titled, wait_for
+from tests.small_run import configured, picked, relative_difference, settings, weights_of
 from tests.sockets import beyond_loopback, documented
 from trainer.cluster import CoordinatorScoring, run_ranks, scoring_on_ray
 from trainer.config import TrainConfig, load_config
@@ -69,6 +70,15 @@ def updates_made(config: TrainConfig) -> int:
     return len(read_metrics(config.run_folder / "metrics.jsonl"))
 
 
+def has_made(config: TrainConfig, updates: int) -> bool:
+    return updates_made(config) >= updates
+
+
+def summary(config: TrainConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((config.run_folder / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, pipelines: dict[str, Path], clip_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("cluster")
@@ -101,13 +111,13 @@ def test_a_run_leaves_all_it_promises(unbroken: TrainConfig) -> None:
         *("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "report.html"),
         *("pipeline", "evaluations", "report"),
     }
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert (summary["updates"], summary["pictures"]) == (8, 8)
-    assert summary["images_scored"] == 8 * 4 * 3
+    said = summary(unbroken)
+    assert (said["updates"], said["pictures"]) == (8, 8)
+    assert said["images_scored"] == 8 * 4 * 3
     # A micro-batch of each rank in each update, by two rewards; ranks may share one, evaluations come on top.
-    assert 8 * 2 <= summary["reward_calls"] <= 8 * 2 * 2 + 24
-    assert summary["unet_evaluations"] == 8 * (4 * 3 * 3 * 2 + 4 * 2 * 2 * 2 * 2 * 2)
-    assert summary["diversity_before"] > 0
+    assert 8 * 2 <= said["reward_calls"] <= 8 * 2 * 2 + 24
+    assert said["unet_evaluations"] == 8 * (4 * 3 * 3 * 2 + 4 * 2 * 2 * 2 * 2 * 2)
+    assert said["diversity_before"] > 0
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -123,27 +133,42 @@ def test_the_result_is_plain_diffusers(unbroken: TrainConfig) -> None:
     assert result.stdout.strip() == "(16, 16)", result.stderr
 
 
+RANK, COORDINATOR, REPLICA = "RayTrainWorker", "ObservedCoordinator", "ServeReplica:rewards:clip"
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [(RANK, REPLICA), pytest.param((RANK, COORDINATOR, REPLICA) * 2, marks=pytest.mark.slow)],
+    ids=["a rank and a replica", "each twice"],
+)
 def test_killed_processes_cost_nothing_but_unsaved_updates(
-    unbroken: TrainConfig, on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+    unbroken: TrainConfig,
+    on_ray: tuple[TrainConfig, CoordinatorScoring],
+    tmp_path: Path,
+    victims: Sequence[str],
 ) -> None:
-    """kill -9 of a rank, then of a replica of a reward: the run finishes as the undisturbed one did."""
+    """kill -9 of one after the other, an update between: the run finishes as the undisturbed one did."""
     config, scoring = on_ray
-    config = config.model_copy(update={"run_folder": tmp_path / "run"})
+    ranks = config.ranks.model_copy(update={"max_failures": len(victims)})
+    config = config.model_copy(update={"run_folder": tmp_path / "run", "ranks": ranks})
     config.run_folder.mkdir()
     running = threading.Thread(target=run_ranks, args=(config, scoring))
     running.start()
-    wait_for(lambda: updates_made(config) >= 3)
-    ranks = wait_for(lambda: pids_titled("RayTrainWorker"))
-    os.kill(max(ranks), signal.SIGKILL)
-    (replica,) = replica_pids("clip")
-    os.kill(replica, signal.SIGKILL)
-    running.join(PATIENCE_S)
+    killed = set()
+    for number, victim in enumerate(victims):
+        wait_for(partial(has_made, config, number + 2))
+        pid = max(wait_for(partial(pids_titled, victim)))
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    running.join(len(victims) * PATIENCE_S)
     assert not running.is_alive()
     assert RunFolder(config.run_folder).is_finished
     assert RunFolder(config.run_folder).failure is None
-    assert not pids_titled("RayTrainWorker") & ranks
-    assert [line["update"] for line in read_metrics(config.run_folder / "metrics.jsonl")] == list(range(1, 9))
+    assert not pids_titled(RANK) & killed
+    assert picked(config) == [pytest.approx(line, rel=1e-3) for line in picked(unbroken)]
     assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
+    for spent in ("updates", "images_scored", "unet_evaluations"):
+        assert summary(config)[spent] == summary(unbroken)[spent]
 
 
 def test_a_mistake_ends_the_run_at_once(

@@ -17,6 +17,7 @@ from tests.small_run import (
     configured,
     in_two_ranks,
     largest_difference,
+    picked,
     relative_difference,
     started,
     weights_of,
@@ -35,14 +36,6 @@ def folder(pipelines: dict[str, Path]) -> Path:
 
 def go(config: TrainConfig, scoring: Any = None, ranks: Ranks | None = None) -> bool:
     return run(config, scoring=scoring or ScoringHere(), ranks=ranks or Ranks(), device=CPU)
-
-
-def picked(config: TrainConfig) -> list[dict[str, float]]:
-    """What an update says of its selections and its loss."""
-    names = ("update", "reward", "reward_best", "reward_worst", "loss", "grad_norm", "lr")
-    return [
-        {name: line[name] for name in names} for line in read_metrics(config.run_folder / "metrics.jsonl")
-    ]
 
 
 class Losing(ScoringHere):
