@@ -83,6 +83,21 @@ class PickScoreOptions(TorchOptions):
     preprocessing: Preprocessing = "transformers"
 
 
+class GenevalOptions(TorchOptions):
+    """Options of the `geneval` scorer."""
+
+    folders = ("metadata", "detector", "clip")
+
+    metadata: str
+    """GenEval's evaluation_metadata.jsonl: only its prompts can be scored."""
+    detector: str = "facebook/mask2former-swin-small-coco-instance"
+    """Folder or hub id of a Mask2Former that was trained on COCO's instances."""
+    detector_revision: str | None = None
+    clip: str = "openai/clip-vit-large-patch14"
+    """Folder or hub id of the CLIPModel that names colours."""
+    clip_revision: str | None = None
+
+
 class Hpsv2Options(TorchOptions):
     """Options of the `hpsv2` scorer."""
 

@@ -100,7 +100,7 @@ class HeldOut:
             update=update,
             guidance=self._config.sampling.guidance,
             prompts=tuple(prompt.text for prompt, _ in self._draws),
-            categories=tuple(str(prompt.extra.get("category", "all")) for prompt, _ in self._draws),
+            categories=tuple(prompt.category for prompt, _ in self._draws),
             correct=correct,
             scores=values,
             diversity=self._diversity(features, np.full(len(pictures), fill_value=True)),

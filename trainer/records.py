@@ -14,3 +14,8 @@ class Prompt:
     text: str
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """What else the file says about the prompt (further columns or keys)."""
+
+    @property
+    def category(self) -> str:
+        """What it is evaluated with: its `category`, or what GenEval calls `tag`."""
+        return str(self.extra.get("category", self.extra.get("tag", "all")))

@@ -38,6 +38,7 @@ SCORERS: Mapping[str, Callable[..., Scorer[Any, Any]]] = {
     "aesthetic": _on_torch("aesthetic", "AestheticScorer"),
     "clip": _on_torch("clip", "ClipScorer"),
     "compositional": _on_torch("compositional", "CompositionalScorer"),
+    "geneval": _on_torch("geneval", "GenevalScorer"),
     "hpsv2": _on_torch("hpsv2", "Hpsv2Scorer"),
     "image_reward": _on_torch("image_reward", "ImageRewardScorer"),
     "jpeg": _jpeg,

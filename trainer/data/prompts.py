@@ -20,15 +20,20 @@ class PromptFileError(ValueError):
 
 
 def read_prompts(source: str | Path) -> list[Prompt]:
-    """The prompts of a .txt, .jsonl or .csv file or of a table, in order; see `PromptsConfig`.
+    """The prompts of a .txt, .jsonl or .csv file, a folder of .txt or a table, in order; see `PromptsConfig`.
 
-    Blank lines are skipped; further keys or columns are kept in `extra`.
+    Blank lines are skipped; further keys or columns are kept in `extra`. The prompts of each file of a folder
+    are a category, named as the file without its ending: T2I-CompBench's layout.
 
     Raises:
         PromptFileError: a file of lines cannot be used.
         DataError: a table cannot be used.
     """
-    rows = list(_read_table(str(source)) if is_table(str(source)) else _read_file(Path(source)))
+    path = Path(source)
+    if categories := sorted(path.glob("*.txt")):
+        rows = [row for file in categories for row in _read_category(file)]
+    else:
+        rows = list(_read_table(str(source)) if is_table(str(source)) else _read_file(path))
     if not rows:
         raise PromptFileError(f"{source}: holds no prompt; write one a line")
     return [Prompt(index, text, extra) for index, (text, extra) in enumerate(rows)]
@@ -47,6 +52,10 @@ def _read_table(text: str) -> Iterator[_Row]:
     for number, values in enumerate(table.rows):
         said = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
         yield _row(f"{text}, row {number}", {**said, "prompt": values.get(column)})
+
+
+def _read_category(path: Path) -> Iterator[_Row]:
+    return ((text, {"category": path.stem}) for text, _ in _read_file(path))
 
 
 def _read_file(path: Path) -> Iterator[_Row]:

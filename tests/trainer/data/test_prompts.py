@@ -87,6 +87,24 @@ def test_tables_hold_prompts_too(tmp_path: Path) -> None:
     assert [prompt.text for prompt in by_column] == ["shape", "count"]
 
 
+def test_the_files_of_a_folder_are_categories(tmp_path: Path) -> None:
+    (tmp_path / "shape_val.txt").write_text("a round clock\n", encoding="utf-8")
+    (tmp_path / "color_val.txt").write_text("a red car\n\na blue bench\n", encoding="utf-8")
+    prompts = read_prompts(tmp_path)
+    assert [(prompt.index, prompt.text, prompt.category) for prompt in prompts] == [
+        (0, "a red car", "color_val"),
+        (1, "a blue bench", "color_val"),
+        (2, "a round clock", "shape_val"),
+    ]
+
+
+def test_metadata_of_geneval_are_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation_metadata.jsonl"
+    line = '{"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "two clocks"}'
+    path.write_text(f'{line}\n{{"prompt": "a cat"}}\n', encoding="utf-8")
+    assert [prompt.category for prompt in read_prompts(path)] == ["counting", "all"]
+
+
 def test_a_table_without_prompts_says_so(tmp_path: Path) -> None:
     Dataset.from_dict({"title": ["a"], "text": [None]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(PromptFileError, match=r"a\.parquet, row 0: the prompt is empty"):
