@@ -7,28 +7,30 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from reward_services.errors import DeadlineExceeded, RewardError, ServerUnreachable
 from reward_services.exchange import (
+    Ask,
     Call,
-    Outcome,
     Pause,
     Reply,
     Send,
     attached,
     exchange,
-    merged,
     parsed,
-    score_calls,
+    scoring,
 )
 from reward_services.images import Picture
 from reward_services.rewards import check_batch
 from reward_services.schema import RewardInfo, RewardList, Score
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+Step = TypeVar("Step", Send, Ask)
+Result = TypeVar("Result")
 
 _DESCRIBE = Call("GET", "/v1/rewards")
 _DESCRIBE_DEADLINE_S = 15.0
@@ -39,6 +41,7 @@ class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
     `retries` bounds further attempts after 408, 429, 500, 503 or a lost connection; Retry-After is honoured.
+    It bounds those for items that failed alone, too, where their failure may pass.
     Arrays go over the wire as they are, files and encoded bytes too. `api_key` is sent as a bearer token.
     Until its first use a client can be sent to another process.
     """
@@ -76,11 +79,8 @@ class AsyncRewardClient:
         """As `Rewards.score`; images may be arrays, PIL images, encoded bytes or paths."""
         check_batch(images, prompts)
         pictures = await asyncio.to_thread(attached, images)
-        calls = list(score_calls(pictures, prompts, rewards))
-        outcomes = await asyncio.gather(
-            *(self._reply(call, deadline_s) for call in calls), return_exceptions=True
-        )
-        return merged(pictures, rewards, calls, [_raised(outcome) for outcome in outcomes])
+        steps = scoring(pictures, prompts, rewards, deadline_s=deadline_s, retries=self._retries)
+        return await exchanged(steps, self._replies)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -94,10 +94,20 @@ class AsyncRewardClient:
     ) -> None:
         await self.aclose()
 
+    async def _replies(self, ask: Ask) -> Sequence[Reply] | RewardError:
+        outcomes = await asyncio.gather(
+            *(self._reply(call, ask.left_s) for call in ask.calls), return_exceptions=True
+        )
+        try:
+            return [_raised(outcome) for outcome in outcomes]
+        except RewardError as error:
+            return error
+
     async def _reply(self, call: Call, deadline_s: float) -> Reply:
         return await exchanged(exchange(deadline_s, self._retries), partial(self._sent, call))
 
-    async def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
+    async def _sent(self, call: Call, step: Send) -> Reply | RewardError:
+        left_s = step.left_s
         try:
             async with asyncio.timeout(left_s), self._sending:
                 response = await self._http.request(
@@ -111,25 +121,41 @@ class AsyncRewardClient:
 
 
 async def exchanged(
-    steps: Generator[Send | Pause, Outcome, Reply], send: Callable[[float], Awaitable[Reply | RewardError]]
-) -> Reply:
-    """Carry out an exchange: `send` makes an attempt that may take so many seconds.
+    steps: Generator[Step | Pause, Any, Result], act: Callable[[Step], Awaitable[Any]]
+) -> Result:
+    """Carry out the steps of an `exchange` or a `scoring`; what `act` returns of a step is sent back to it.
 
     Raises:
-        RewardError: as `exchange` does.
+        RewardError: as they do.
     """
-    outcome: Outcome = None
+    outcome: Any = None
     while True:
         try:
             step = steps.send(outcome)
         except StopIteration as finished:
-            reply: Reply = finished.value
-            return reply
+            result: Result = finished.value
+            return result
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             outcome = None
         else:
-            outcome = await send(step.left_s)
+            outcome = await act(step)
+
+
+def _exchanged(steps: Generator[Step | Pause, Any, Result], act: Callable[[Step], Any]) -> Result:
+    """The blocking twin of `exchanged`."""
+    outcome: Any = None
+    while True:
+        try:
+            step = steps.send(outcome)
+        except StopIteration as finished:
+            result: Result = finished.value
+            return result
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            outcome = None
+        else:
+            outcome = act(step)
 
 
 class RewardClient:
@@ -161,10 +187,8 @@ class RewardClient:
         """As `AsyncRewardClient.score`."""
         check_batch(images, prompts)
         pictures = attached(images)
-        calls = list(score_calls(pictures, prompts, rewards))
-        ends = time.monotonic() + deadline_s
-        replies = [self._reply(call, max(ends - time.monotonic(), 0.001)) for call in calls]
-        return merged(pictures, rewards, calls, replies)
+        steps = scoring(pictures, prompts, rewards, deadline_s=deadline_s, retries=self._retries)
+        return _exchanged(steps, self._replies)
 
     def close(self) -> None:
         """Close the connections."""
@@ -178,22 +202,18 @@ class RewardClient:
     ) -> None:
         self.close()
 
-    def _reply(self, call: Call, deadline_s: float) -> Reply:
-        steps = exchange(deadline_s, self._retries)
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as finished:
-                reply: Reply = finished.value
-                return reply
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = self._sent(call, step.left_s)
+    def _replies(self, ask: Ask) -> Sequence[Reply] | RewardError:
+        ends = time.monotonic() + ask.left_s
+        try:
+            return [self._reply(call, max(ends - time.monotonic(), 0.001)) for call in ask.calls]
+        except RewardError as error:
+            return error
 
-    def _sent(self, call: Call, left_s: float) -> Reply | RewardError:
+    def _reply(self, call: Call, deadline_s: float) -> Reply:
+        return _exchanged(exchange(deadline_s, self._retries), partial(self._sent, call))
+
+    def _sent(self, call: Call, step: Send) -> Reply | RewardError:
+        left_s = step.left_s
         try:
             response = self._http.request(
                 call.method, call.path, content=call.body(left_s), headers=call.headers, timeout=left_s

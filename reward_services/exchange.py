@@ -114,7 +114,11 @@ def exchange(deadline_s: float, retries: int) -> Generator[Send | Pause, Outcome
 
 def _pause_before_retry(attempt: int, error: RewardError) -> float:
     """Seconds: what the server asks for, else exponential; jitter keeps callers from returning together."""
-    pause = error.retry_after_s or min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+    return _pause_s(attempt, error.retry_after_s)
+
+
+def _pause_s(attempt: int, asked_s: float | None = None) -> float:
+    pause = asked_s or min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
     return pause * random.uniform(1.0, 1.5)
 
 
@@ -141,6 +145,59 @@ def parsed(model: type[Answer], reply: Reply) -> Answer:
         return model.model_validate_json(reply.content)
     except ValidationError as error:
         raise BadAnswer(f"{reply.url} does not answer as a reward server does; check the URL") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send these requests now and wait for all; it may take `left_s` seconds."""
+
+    calls: Sequence[Call]
+    left_s: float
+
+
+def scoring(
+    images: Sequence[Attached],
+    prompts: Sequence[str],
+    rewards: Sequence[str],
+    *,
+    deadline_s: float,
+    retries: int,
+) -> Generator[Ask | Pause, Sequence[Reply] | RewardError | None, dict[str, list[Score]]]:
+    """The steps to every score: an item that failed, but may not fail again, is asked about again, alone.
+
+    A replica that dies takes part of a request along. What still fails when attempts or time are used up is
+    returned as the failure that it is.
+
+    Raises:
+        RewardError: the first answer.
+        BadAnswer: a reply does not answer each item of its call with each reward.
+    """
+    ends = time.monotonic() + deadline_s
+    scores: dict[str, list[Score]] = {}
+    left = list(range(len(images)))
+    for attempt in range(retries + 1):
+        asked = [images[index] for index in left]
+        calls = list(score_calls(asked, [prompts[index] for index in left], rewards))
+        replies = yield Ask(calls, max(ends - time.monotonic(), 0.001))
+        if isinstance(replies, RewardError) and scores:
+            break
+        if isinstance(replies, RewardError):
+            raise replies
+        found = merged(asked, rewards, calls, replies or ())
+        scores = scores or {reward: list(of_reward) for reward, of_reward in found.items()}
+        for reward, of_reward in found.items():
+            for index, score in zip(left, of_reward, strict=True):
+                scores[reward][index] = score
+        left = [index for index in left if any(_may_pass(scores[reward][index]) for reward in rewards)]
+        pause_s = _pause_s(attempt)
+        if not left or attempt == retries or time.monotonic() + pause_s >= ends:
+            break
+        yield Pause(pause_s)
+    return scores
+
+
+def _may_pass(score: Score) -> bool:
+    return score.error is not None and error_from(score.error).retryable
 
 
 def attached(pictures: Sequence[Picture]) -> list[Attached]:

@@ -29,7 +29,7 @@ from reward_services.errors import (
     ScoringFailed,
     ServerUnreachable,
 )
-from reward_services.exchange import Reply, exchange
+from reward_services.exchange import Reply, Send, exchange
 from reward_services.images import from_array
 from reward_services.judges.rubric import Question
 
@@ -159,14 +159,14 @@ class EndpointModel:
         steps = exchange(max(expires - time.monotonic(), 0.0), _RETRIES)
         return await exchanged(steps, partial(self._sent, body))
 
-    async def _sent(self, body: bytes, left_s: float) -> Reply | RewardError:
+    async def _sent(self, body: bytes, step: Send) -> Reply | RewardError:
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(step.left_s):
                 response = await self._http.post(
                     "chat/completions", content=body, headers={"content-type": "application/json"}
                 )
         except TimeoutError:
-            return DeadlineExceeded(f"the judge's endpoint did not answer within {left_s:.1f} s")
+            return DeadlineExceeded(f"the judge's endpoint did not answer within {step.left_s:.1f} s")
         except httpx.TransportError as error:
             return ServerUnreachable(f"cannot reach the judge's endpoint ({error or type(error).__name__})")
         return _reply(response)

@@ -10,6 +10,7 @@ from reward_services import (
     ImageInvalid,
     Overloaded,
     ReplicaFailed,
+    ReplicaLost,
     RewardError,
     Score,
     ScoredItem,
@@ -17,7 +18,17 @@ from reward_services import (
     ServerUnreachable,
     TooLarge,
 )
-from reward_services.exchange import Reply, Send, attached, error_in, exchange, merged, score_calls
+from reward_services.exchange import (
+    Ask,
+    Reply,
+    Send,
+    attached,
+    error_in,
+    exchange,
+    merged,
+    score_calls,
+    scoring,
+)
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -114,6 +125,66 @@ def test_many_images_go_in_several_requests_and_come_back_in_order() -> None:
     assert sizes == [64, 64, 2]
     scores = merged(images, ["jpeg"], calls, [answer(64), answer(64, 64), answer(2, 128)])
     assert [score.value for score in scores["jpeg"]] == [float(n) for n in range(130)]
+
+
+def said(*outcomes: float | RewardError) -> Reply:
+    """An answer of a value or a failure for each item."""
+    scores = [Score.failed(one) if isinstance(one, RewardError) else Score.of(one) for one in outcomes]
+    items = tuple(ScoredItem(id=str(n), index=n, scores={"jpeg": score}) for n, score in enumerate(scores))
+    response = ScoreResponse(id="scr", model_revisions={"jpeg": "r7"}, items=items, timing_ms={})
+    return reply(200, response.model_dump_json().encode())
+
+
+def settle(outcomes: list[Reply | RewardError], **limits: Any) -> tuple[list[Score], list[list[str]], int]:
+    """Feed replies to a scoring of three items; the scores, the prompts of each asking, and the pauses."""
+    steps = scoring(
+        attached([PICTURE] * 3), ["a", "b", "c"], ["jpeg"], **{"deadline_s": 60.0, "retries": 4, **limits}
+    )
+    waiting, asked, pauses, outcome = iter(outcomes), [], 0, None
+    try:
+        while True:
+            step = steps.send(outcome)
+            outcome = None
+            if isinstance(step, Ask):
+                (call,) = step.calls
+                asked.append([item.prompt for item in call.request.items] if call.request else [])
+                next_one = next(waiting)
+                outcome = next_one if isinstance(next_one, RewardError) else [next_one]
+            else:
+                pauses += 1
+    except StopIteration as finished:
+        return finished.value["jpeg"], asked, pauses
+
+
+LOST, BAD = ReplicaLost("the replica died"), ImageInvalid("torn")
+
+
+def test_items_that_may_pass_are_asked_about_again_alone() -> None:
+    scores, asked, pauses = settle([said(1.0, LOST, LOST), said(LOST, 3.0), said(2.0)])
+    assert [score.value for score in scores] == [1.0, 2.0, 3.0]
+    assert asked == [["a", "b", "c"], ["b", "c"], ["b"]]
+    assert pauses == 2
+
+
+def test_what_would_fail_again_is_not_asked_about_again() -> None:
+    scores, asked, _ = settle([said(1.0, BAD, LOST), said(3.0)])
+    assert [score.value for score in scores] == [1.0, None, 3.0]
+    assert asked == [["a", "b", "c"], ["c"]]
+
+
+@pytest.mark.parametrize("limits", [{"retries": 1}, {"deadline_s": 0.3}])
+def test_what_still_fails_is_that_failure(limits: dict[str, Any]) -> None:
+    scores, asked, _ = settle([said(1.0, LOST, 3.0), said(LOST), said(2.0)], **limits)
+    assert [score.ok for score in scores] == [True, False, True]
+    assert scores[1].error == LOST.problem()
+    assert len(asked) <= 2
+
+
+def test_a_server_that_is_gone_afterwards_takes_nothing_back() -> None:
+    scores, _, _ = settle([said(1.0, LOST, 3.0), ServerUnreachable("refused")])
+    assert [score.value for score in scores] == [1.0, None, 3.0]
+    with pytest.raises(ServerUnreachable):
+        settle([ServerUnreachable("refused")])
 
 
 def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
