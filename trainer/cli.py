@@ -38,7 +38,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
-    with driver.locked(folder.path), cluster.scoring_on_ray(config, arguments.address) as scoring:
+    with cluster.scoring_on_ray(config, arguments.address) as scoring, driver.locked(folder.path):
         driver.begin(config, folder)
         driver.watch(config, folder, lambda: cluster.run_ranks(config, scoring))
     print(driver.conclude(folder))
