@@ -105,19 +105,15 @@ def exchange(deadline_s: float, retries: int) -> Generator[Send | Pause, Outcome
         if error is None:
             assert isinstance(outcome, Reply)
             return outcome
-        pause = _pause_before_retry(attempt, error)
+        pause = _pause_s(attempt, error.retry_after_s)
         if not error.retryable or attempt == retries or time.monotonic() + pause >= ends:
             raise error
         yield Pause(pause)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _pause_before_retry(attempt: int, error: RewardError) -> float:
-    """Seconds: what the server asks for, else exponential; jitter keeps callers from returning together."""
-    return _pause_s(attempt, error.retry_after_s)
-
-
 def _pause_s(attempt: int, asked_s: float | None = None) -> float:
+    """What the server asks for, else exponential; jitter keeps callers from returning together."""
     pause = asked_s or min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
     return pause * random.uniform(1.0, 1.5)
 

@@ -154,6 +154,13 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array)
 
 
+def to_array(picture: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+    """An (H, W, 3) uint8 array, of a PIL image in whatever mode; raises `ImageInvalid` for anything else."""
+    array = np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+    check_array(array)
+    return array
+
+
 def packed(images: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
     """One array where all images have one shape: a single buffer travels faster than many."""
     same = len({(image.shape, image.dtype) for image in images}) == 1

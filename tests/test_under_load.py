@@ -4,12 +4,11 @@ The model is the benchmark's CLIP, large enough that the model, not the callers,
 """
 
 import asyncio
-import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -25,7 +24,7 @@ from reward_services.http.keys import new_key
 from reward_services.scorers.clip import ClipScorer
 from tests.bench_rewards import draw, make_model
 from tests.ports import free_port
-from tests.processes import replica_pids
+from tests.processes import killed_under_load, replica_pids
 
 CALLERS, IMAGES = 6, 16
 PROMPT = "a red cube on a blue sphere"
@@ -75,9 +74,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.mark.parametrize("victim", ["clip", "_ingress"])
 def test_a_killed_process_costs_no_item(service: Service, victim: str) -> None:
     """kill -9 while six callers have four images each under way; all go on until the service is back."""
-    ends: list[float] = []
 
-    async def call(number: int, done: asyncio.Event) -> None:
+    async def call(number: int, ends: list[float], done: asyncio.Event) -> None:
         first, last = 4 * number, 4 * number + 4
         async with service.client() as client:
             while not done.is_set():
@@ -86,23 +84,9 @@ def test_a_killed_process_costs_no_item(service: Service, victim: str) -> None:
                 service.check(scores["clip"], first, last)
                 ends.append(time.monotonic())
 
-    async def run() -> float:
-        done = asyncio.Event()
-        callers = [asyncio.create_task(call(number, done)) for number in range(CALLERS)]
-        await asyncio.sleep(2)
-        (pid,) = replica_pids(victim)
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        while sum(end > killed for end in ends) < 3 * CALLERS:
-            await asyncio.sleep(0.1)
-        done.set()
-        await asyncio.gather(*callers)
-        return killed
-
-    killed = asyncio.run(run())
-    after = sorted(end for end in ends if end > killed)
-    gaps = [second - first for first, second in zip([killed, *after], after, strict=False)]
-    print(f"{victim}: {len(ends)} calls of 4 images, the longest without an answer {max(gaps):.1f} s")
+    askers = [partial(call, number) for number in range(CALLERS)]
+    calls, longest_s = asyncio.run(killed_under_load(f"ServeReplica:rewards:{victim}", askers))
+    print(f"{victim}: {calls} calls of 4 images, the longest without an answer {longest_s:.1f} s")
     assert replica_pids(victim)
 
 

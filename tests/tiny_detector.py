@@ -1,5 +1,6 @@
 """A very small Mask2Former with random weights that is sure of what it sees, saved by transformers."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -45,3 +46,11 @@ def write_detector(folder: Path) -> Path:
     model.save_pretrained(folder)
     Mask2FormerImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
+
+
+def write_geneval(folder: Path, prompt: str) -> dict[str, str]:
+    """A detector and one task, a bench; returns them as options of the `geneval` scorer."""
+    task = {"prompt": prompt, "tag": "single_object", "include": [{"class": "bench", "count": 1}]}
+    metadata = folder / "evaluation_metadata.jsonl"
+    metadata.write_text(json.dumps(task), encoding="utf-8")
+    return {"metadata": str(metadata), "detector": str(write_detector(folder / "detector"))}

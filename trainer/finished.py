@@ -37,14 +37,15 @@ def open_policy(model: Path, image_size: int | None = None) -> Policy:
         ModelError: there is no model to be found.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = run_of(model)
     if (model / "pipeline").is_dir():
+        run = run_of(model)
         path, dtype = str(model / "pipeline"), run.model.dtype if run else "float32"
         sharpened = ModelConfig(path=path, dtype=dtype, image_size=image_size)
         return Policy.load(sharpened, device, trainable=False)
-    if run is not None and (model / "lora").is_dir():
-        return Policy.load(run.model, device, trainable=False, adapter=model / "lora")
-    if run is not None:
+    if (model / "lora").is_dir():
+        base = load_config(model / "config.yaml").model
+        return Policy.load(base, device, trainable=False, adapter=model / "lora")
+    if (model / "config.yaml").exists():
         raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {model / 'config.yaml'}`")
     return Policy.load(ModelConfig(path=str(model), image_size=image_size), device, trainable=False)
 

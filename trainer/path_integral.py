@@ -125,7 +125,8 @@ def select(
     Raises:
         ValueError: a negative temperature, or another way to choose.
     """
-    if isinstance(temperature, float | int) and temperature < 0:
+    temperatures_P1 = torch.as_tensor(temperature, dtype=returns_PK.dtype).reshape(-1, 1)
+    if (temperatures_P1 < 0).any():
         raise ValueError(f"temperature must not be negative, is {temperature}")
     if by not in ("reward", "random"):
         raise ValueError(f"by is {by!r}; use reward or random")
@@ -136,11 +137,10 @@ def select(
     best_P, worst_P = high_PK.argmax(1), low_PK.argmin(1)
     # Never so where one branch or none has a return.
     valid_P = high_PK.amax(1) > low_PK.amin(1)
-    if isinstance(temperature, float | int) and temperature == 0:
+    if (temperatures_P1 == 0).all():
         weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
     else:
         relative_PK = high_PK - high_PK.amax(1, keepdim=True)
-        temperatures_P1 = torch.as_tensor(temperature, dtype=returns_PK.dtype).reshape(-1, 1)
         weights_PK = torch.softmax(torch.where(valid_P[:, None], relative_PK / temperatures_P1, 0.0), dim=1)
     return Selection(dealt_PK, weights_PK * valid_P[:, None], best_P, worst_P, valid_P)
 

@@ -58,6 +58,6 @@ class ColourNamer:
 
 def cut_out(picture: NDArray[np.uint8], one: Found) -> Image.Image:
     """The box of an object, grey where the picture is not its own."""
-    alone = np.where(one.mask[..., None], picture, _BACKGROUND)
     left, top, right, bottom = (round(edge) for edge in one.box)
-    return Image.fromarray(alone).crop((left, top, right, bottom))
+    box = np.s_[top:bottom, left:right]
+    return Image.fromarray(np.where(one.mask[box][..., None], picture[box], _BACKGROUND))

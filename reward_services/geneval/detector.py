@@ -90,6 +90,7 @@ def _box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
 
 
 def _loaded(folder: Path) -> Any:
+    """The model of a folder, if its weights fit; transformers is asked, which renames them as it loads."""
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "mask2former":
         raise ConfigInvalid(f"{folder} describes a {kind}, not a mask2former; name a detector that is one")

@@ -10,14 +10,13 @@ from typing import ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from reward_services.errors import ConfigInvalid, PromptInvalid
 from reward_services.geneval.colours import ColourNamer
 from reward_services.geneval.detector import DETECTOR_FILES, Detector
 from reward_services.geneval.rules import Task, is_right, read_tasks
-from reward_services.images import check_array
+from reward_services.images import to_array
 from reward_services.schema import Score
 from reward_services.scorers.clip_features import CLIP_FILES
 from reward_services.scorers.placement import Placement
@@ -76,8 +75,7 @@ class GenevalScorer(Scorer[Depicted, float]):
         task = self._tasks.get(prompt)
         if task is None:
             raise PromptInvalid("GenEval has no task of this prompt; score those of its metadata file")
-        picture = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-        check_array(picture)
+        picture = to_array(image)
         return Depicted(task, picture, self._detector.prepare(picture))
 
     def run(self, items: Sequence[Depicted]) -> list[float]:

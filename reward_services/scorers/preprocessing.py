@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from reward_services.errors import ImageInvalid
-from reward_services.images import check_array
+from reward_services.images import check_array, to_array
 from reward_services.options import Preprocessing
 from reward_services.scorers.scorer import Pixels
 
@@ -54,8 +54,7 @@ def letterboxed(image: Pixels, side: int, *, antialias: bool) -> NDArray[np.floa
     The resize works on floats and is not clipped, so values may lie slightly outside 0 to 1. `antialias` is
     the default of torchvision 0.17 and later; older ones skipped it.
     """
-    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-    check_array(array)
+    array = to_array(image)
     height, width = array.shape[:2]
     scale = side / max(height, width)
     rows, columns = round(height * scale), round(width * scale)

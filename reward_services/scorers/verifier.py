@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from reward_services.errors import ImageInvalid, PromptInvalid
-from reward_services.images import check_array
+from reward_services.images import to_array
 from reward_services.schema import Score
 from reward_services.scorers.scorer import Pixels, Scorer
 from reward_services.shapes import captions, render, verify
@@ -30,8 +29,7 @@ class VerifierScorer(Scorer[tuple[NDArray[np.uint8], str], verify.Verdict]):
 
     def prepare(self, image: Pixels, prompt: str) -> tuple[NDArray[np.uint8], str]:
         """Raises `PromptInvalid` for what is no caption of the world, `ImageInvalid` for another size."""
-        array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-        check_array(array)
+        array = to_array(image)
         if array.shape[:2] != (render.IMAGE_SIZE, render.IMAGE_SIZE):
             size = f"{render.IMAGE_SIZE} x {render.IMAGE_SIZE}"
             raise ImageInvalid(f"the verifier reads {size} pictures, not {array.shape[1]} x {array.shape[0]}")

@@ -23,6 +23,7 @@ from reward_services.scorers.verifier import VerifierScorer
 from reward_services.shapes import captions, render
 from tests.abuse.hostile import JPEG, PNG, WEBP, saved
 from tests.rewards_here import RewardsHere
+from tests.tiny_detector import write_geneval
 
 GOLDEN = Path(__file__).parents[1] / "reward_services" / "golden"
 CLIP, IMAGE_REWARD = str(GOLDEN / "clip" / "model"), str(GOLDEN / "imagereward")
@@ -31,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "aesthetic": {**TORCH, "model": str(GOLDEN / "aesthetic" / "model"), "head": str(GOLDEN / "aesthetic")},
     "clip": {**TORCH, "model": CLIP},
     "compositional": {**TORCH, "models": {"one": IMAGE_REWARD, "other": IMAGE_REWARD}},
+    "geneval": {**TORCH, "clip": CLIP},  # and a detector and tasks, which are made anew
     "hpsv2": {
         **TORCH,
         "model": str(GOLDEN / "hpsv2"),
@@ -51,11 +53,15 @@ Pixels = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module", params=sorted(OPTIONS))
-def scorer(request: pytest.FixtureRequest) -> Iterator[Scorer[Any, Any]]:
+def scorer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scorer[Any, Any]]:
     import torch
 
-    threads = torch.get_num_threads()
-    yield SCORERS[request.param](**OPTIONS[request.param])
+    threads, options = torch.get_num_threads(), OPTIONS[request.param]
+    if request.param == "geneval":
+        options = options | write_geneval(tmp_path_factory.mktemp("geneval"), PROMPT)
+    yield SCORERS[request.param](**options)
     torch.set_num_threads(threads)
 
 
@@ -67,8 +73,7 @@ def pictures() -> list[Pixels]:
 
 
 def test_no_reward_is_left_out() -> None:
-    # GenEval scores the prompts of its own file only; tests/reward_services/scorers/test_geneval.py.
-    assert set(SCORERS) - NEED_AN_ENGINE - {"geneval"} == set(OPTIONS)
+    assert set(SCORERS) - NEED_AN_ENGINE == set(OPTIONS)
 
 
 def encoded(picture: Pixels, media_type: str) -> Attachment:

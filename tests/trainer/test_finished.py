@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tests.small_run import CPU, ScoringHere, configured
-from trainer.config import ConfigError, SamplingConfig, TrainConfig, save_config
+from trainer.config import ConfigError, SamplingConfig, TrainConfig
 from trainer.data.prompts import PromptFileError
 from trainer.finished import Draws, config_of, evaluate, open_policy, sample, sampling_of, searched_with
 from trainer.loop import run
@@ -43,7 +43,7 @@ def test_a_model_is_a_run_folder_or_a_pipeline(pipelines: dict[str, Path], tmp_p
     folder = pipelines["epsilon"]
     assert open_policy(folder).parameters == []
     config = configured(tmp_path, folder)
-    save_config(config, config.run_folder / "config.yaml")
+    (config.run_folder / "config.yaml").touch()
     with pytest.raises(ModelError, match="is an unfinished run; go on with `sharpen train"):
         open_policy(config.run_folder)
     with pytest.raises(ModelError, match=r"has no model_index\.json"):

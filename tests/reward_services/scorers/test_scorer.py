@@ -11,6 +11,7 @@ from reward_services import ImageInvalid, RequestInvalid, RewardError, Score
 from reward_services.images import check_array
 from reward_services.scorers import SCORERS
 from reward_services.scorers.scorer import Pixels, Scorer, finite_score
+from tests.tiny_detector import write_geneval
 
 
 class Brightness(Scorer[np.ndarray[Any, np.dtype[np.uint8]], float]):
@@ -96,7 +97,7 @@ def test_errors_keep_their_places_between_the_stages() -> None:
 
 
 @pytest.fixture
-def options(golden: Path) -> dict[str, dict[str, Any]]:
+def options(golden: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
     """What each scorer needs to be built from the golden data."""
     clip, look, pick, hps, liking = (
         golden.parent / name for name in ("clip/model", "aesthetic", "pickscore", "hpsv2", "imagereward")
@@ -105,6 +106,7 @@ def options(golden: Path) -> dict[str, dict[str, Any]]:
         "aesthetic": {"model": str(look / "model"), "head": str(look), "torch_threads": 1},
         "clip": {"model": str(clip), "torch_threads": 1},
         "compositional": {"models": {"one": str(liking)}, "torch_threads": 1},
+        "geneval": {"clip": str(clip), "torch_threads": 1, **write_geneval(tmp_path, "a bench")},
         "hpsv2": {"model": str(hps), "architecture": str(hps / "architecture"), "torch_threads": 1},
         "image_reward": {"model": str(liking), "torch_threads": 1},
         "jpeg": {"direction": "compressible"},
@@ -113,8 +115,7 @@ def options(golden: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-# GenEval is built of more files: test_geneval.py scores its golden sample.
-@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"geneval"}))
+@pytest.mark.parametrize("name", SCORERS)
 def test_every_scorer_by_name_scores_its_golden_sample(name: str, options: dict[str, dict[str, Any]]) -> None:
     scorer = SCORERS[name](**options[name])
     image, prompt = scorer.golden()
