@@ -5,7 +5,7 @@ Shapes: P prompts, K branches of a prompt, T steps, (C, h, w) a latent, (H, W) a
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,32 @@ class Branches:
         """(P, K, C, h, w): the finished latents."""
         return self.states[-1]
 
+    @property
+    def images(self) -> int:
+        """How many previews there are."""
+        return sum(of_step.shape[0] * of_step.shape[1] for of_step in self.previews.values())
+
+    def kept(self, columns_PN: Tensor) -> "Branches":
+        """N of each prompt's branches; what the others took stays counted."""
+        rows_P1 = torch.arange(len(columns_PN))[:, None]
+        return replace(
+            self,
+            states=self.states[:, rows_P1, columns_PN],
+            previews={step: of_step[rows_P1, columns_PN] for step, of_step in self.previews.items()},
+            log_probabilities_TPK=self.log_probabilities_TPK[:, rows_P1, columns_PN],
+        )
+
+    def then(self, later: "Branches") -> "Branches":
+        """These and the steps that they grew on by."""
+        return replace(
+            later,
+            states=torch.cat([self.states, later.states[1:]]),
+            previews=self.previews | later.previews,
+            unet_evaluations=self.unet_evaluations + later.unet_evaluations,
+            log_probabilities_TPK=torch.cat([self.log_probabilities_TPK, later.log_probabilities_TPK]),
+            decoding_s=self.decoding_s + later.decoding_s,
+        )
+
 
 def step_noise(shape: tuple[int, int, int], *, branches: int, steps: int, seeds: Sequence[int]) -> Tensor:
     """The randomness of P prompts: (T + 1, P, K, C, h, w), each prompt's from its own seed.
@@ -65,8 +91,10 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
     eta: float,
     start: int = 0,
     previews: Sequence[int] = (-1,),
+    until: int | None = None,
+    grown: Branches | None = None,
 ) -> Branches:
-    """Sample K branches of each prompt.
+    """Sample K branches of each prompt, or some steps of them.
 
     Args:
         policy: the model as it is now.
@@ -77,14 +105,21 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
         eta: noise put back at each step.
         start: step at which the branches part; before it they share one trunk.
         previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
+        until: the step to stop before, more than `start`; None is the end.
+        grown: branches that grow on from where they are, `noise` being theirs.
+
+    Returns:
+        The steps that were taken, without those of `grown`.
     """
     noise = noise.to(policy.device)
     steps, count, branches = len(schedule), len(prompts), noise.shape[2]
     wanted = {step % steps for step in previews}
     text = policy.encode([prompt.text for prompt in prompts])
-    state = noise[0, :, :1] if start > 0 else noise[0]
+    first = 0 if grown is None else len(grown.states) - 1
+    trunk = noise[0, :, :1] if start > 0 else noise[0]
+    state = trunk if grown is None else grown.states[-1]
     states, densities, decoded, evaluations, decoding_s = [], [], {}, 0, 0.0
-    for j in range(steps):
+    for j in range(first, until or steps):
         if j == start:
             state = state.expand(-1, branches, -1, -1, -1)
         states.append(state.expand(-1, branches, -1, -1, -1))
@@ -94,21 +129,29 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
             state.flatten(0, 1), schedule.timesteps_T[j].expand(len(rows)), text.take(rows), guidance
         )
         evaluations += len(rows) * policy.evaluations(guidance)
-        level, next_level = schedule.levels_T[j], schedule.next_levels_T[j]
-        clean, eps = clean_and_noise(state.flatten(0, 1), output, level, schedule.prediction_type)
-        mean, std = step_distribution(clean, eps, level, next_level, eta)
-        moved = mean if eta == 0 else mean + std * noise[j + 1, :, :width].flatten(0, 1)
-        taken = log_probability(moved, mean, std) if std > 0 else torch.full((len(rows),), torch.nan)
-        densities.append(taken.unflatten(0, (count, width)).expand(-1, branches))
+        fresh = noise[j + 1, :, :width].flatten(0, 1) if eta > 0 else torch.zeros((), device=policy.device)
+        clean, moved, density = _step(schedule, j, state.flatten(0, 1), output, fresh, eta)
+        densities.append(density.to(policy.device).unflatten(0, (count, width)).expand(-1, branches))
         state = moved.unflatten(0, (count, width))
         if j in wanted:
             latents = state.flatten(0, 1) if j == steps - 1 else clean
             pictures, taken_s = _decoded(policy, latents)
             decoded[j] = pictures.reshape(count, width, *pictures.shape[1:])
             decoding_s += taken_s
-    densities_TPK = torch.stack([density.to(policy.device) for density in densities])
-    visited = torch.stack([*states, state])
+    visited, densities_TPK = torch.stack([*states, state]), torch.stack(densities)
     return Branches(tuple(prompts), text, visited, decoded, evaluations, densities_TPK, decoding_s)
+
+
+def _step(
+    schedule: Schedule, j: int, states: Tensor, output: Tensor, noise: Tensor, eta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The x0 estimates, where the step leads, and its (N,) log-densities, NaN without noise."""
+    level, next_level = schedule.levels_T[j], schedule.next_levels_T[j]
+    clean, eps = clean_and_noise(states, output, level, schedule.prediction_type)
+    mean, std = step_distribution(clean, eps, level, next_level, eta)
+    moved = mean + std * noise
+    density = log_probability(moved, mean, std) if std > 0 else torch.full((len(states),), torch.nan)
+    return clean, moved, density
 
 
 def _decoded(policy: Policy, latents: Tensor) -> tuple[NDArray[np.uint8], float]:

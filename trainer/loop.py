@@ -11,28 +11,26 @@ they cannot go on, and in evaluations.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from reward_services import RewardError
-from trainer.branches import Branches, grow, step_noise
 from trainer.config import TrainConfig
 from trainer.data.prompts import PromptStream
 from trainer.data.sources import DataError
 from trainer.evaluation import EvaluationResult
 from trainer.given import GivenStream, lesson_of
+from trainer.growing import Growing
 from trainer.metrics import MetricsLog
-from trainer.path_integral import Selection, combine, path_returns, select, temperatures_for
 from trainer.ranks import Halted, Ranks
-from trainer.records import Prompt
 from trainer.replay import Lesson
 from trainer.reward_hacking import watch
 from trainer.run import Run, start
 from trainer.run_folder import RunFolder
-from trainer.scoring import Scoring, TooManyFailures, drop_prompts, submit_previews
+from trainer.scoring import Scoring, TooManyFailures, submit_previews
 from trainer.summary import finish
 from trainer.trackers import Trackers
 
@@ -156,60 +154,40 @@ def explore(run: Run, stream: PromptStream) -> list[tuple[Lesson, dict[str, Tens
     Raises:
         Halted: too many scores failed. The prompts are given back and a checkpoint is made before.
     """
-    config, waiting = run.config, []
-    branching, place = config.branching, run.stream.state_dict()
-    rewards = list(config.rewards.weights)
-    prompts = iter(stream.take(branching.prompts_per_update)[run.ranks.share(branching.prompts_per_update)])
-    with run.costs.timed("sampling_s"), run.policy.gathered():
-        for seeds in micro_batches(run):
-            branches = grow_branches(run, list(islice(prompts, len(seeds))), seeds)
-            waiting.append((branches, seeds, submit_previews(run.scoring, branches, rewards, run.budget)))
+    config, place = run.config, stream.state_dict()
+    count = config.branching.prompts_per_update
+    prompts = iter(stream.take(count)[run.ranks.share(count)])
+    growing = [Growing(config, list(islice(prompts, len(seeds))), seeds) for seeds in micro_batches(run)]
     try:
-        with run.ranks.together(RewardError, TooManyFailures), run.costs.timed("reward_stall_s"):
-            scored = [(branches, seeds, wait()) for branches, seeds, wait in waiting]
-            if run.budget.exhausted:
-                raise TooManyFailures(run.budget.exhausted)
+        for until in config.stages:
+            grow_and_score(run, growing, until)
+            if config.branching.stop and until < config.sampling.steps:
+                for of_prompts in growing:
+                    of_prompts.stop_losing(config.branching.stop.keep)
     except Halted:
         stream.load_state_dict(place)
         run.checkpoint()
         raise
-    return [
-        (Lesson(branches, choose(config, scores, seeds), seeds), scores) for branches, seeds, scores in scored
-    ]
+    return [of_prompts.lesson() for of_prompts in growing]
 
 
-def grow_branches(run: Run, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Branches:
-    """One micro-batch of branches from their seeds."""
-    config = run.config
-    noise = step_noise(
-        run.policy.latent_shape, branches=config.branching.branches, steps=config.sampling.steps, seeds=seeds
-    )
-    branches = grow(
-        run.policy,
-        run.policy.schedule(config.sampling.steps),
-        prompts,
-        noise,
-        guidance=config.sampling.guidance,
-        eta=config.sampling.eta,
-        start=config.branching.start,
-        previews=config.branching.previews,
-    )
-    run.costs.unet_evaluations += branches.unet_evaluations
-    run.costs.decoding_s += branches.decoding_s
-    run.costs.sampling_s -= branches.decoding_s  # the phase that is being timed counts it
-    run.costs.images_scored += sum(pictures[..., 0, 0, 0].size for pictures in branches.previews.values())
-    return branches
+def grow_and_score(run: Run, growing: Sequence[Growing], until: int) -> None:
+    """Grow all branches to a step and have what they become there scored.
 
-
-def choose(config: TrainConfig, scores: Mapping[str, Tensor], seeds: Sequence[int]) -> Selection:
-    """Scores of a micro-batch, {reward: (P, K, T)}, to what it teaches."""
-    combined = combine(scores, config.rewards.weights)
-    if config.rewards.on_failure == "drop_prompt":
-        combined = drop_prompts(combined)
-    # Another stream than the noise of the prompt that has this seed; torch reads 32 bits.
-    generator = torch.Generator().manual_seed(seeds[0] ^ 0x2545F491)
-    options, returns_PK = config.selection, path_returns(combined)
-    temperature: float | Tensor = options.temperature
-    if options.effective_branches is not None:
-        temperature = temperatures_for(returns_PK, options.effective_branches)
-    return select(returns_PK, temperature=temperature, by=options.by, generator=generator)
+    Raises:
+        Halted: too many scores failed, here or on another rank.
+    """
+    rewards, waiting = list(run.config.rewards.weights), []
+    with run.costs.timed("sampling_s"), run.policy.gathered():
+        for of_prompts in growing:
+            steps = of_prompts.grow(run.policy, until)
+            waiting.append(submit_previews(run.scoring, steps, rewards, run.budget))
+            run.costs.unet_evaluations += steps.unet_evaluations
+            run.costs.decoding_s += steps.decoding_s
+            run.costs.sampling_s -= steps.decoding_s  # the phase that is being timed counts it
+            run.costs.images_scored += steps.images
+    with run.ranks.together(RewardError, TooManyFailures), run.costs.timed("reward_stall_s"):
+        for of_prompts, wait in zip(growing, waiting):
+            of_prompts.add(wait())
+        if run.budget.exhausted:
+            raise TooManyFailures(run.budget.exhausted)

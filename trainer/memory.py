@@ -108,10 +108,6 @@ class AsOnDevice(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-PAIRED = ("rlhf_sharpening", "diffusion_dpo", "d3po")
-"""Methods that compare a prompt's best branch with its worst, and both with the reference."""
-
-
 def memory_of(config: TrainConfig) -> Memory:
     """What a run's tensors take of the memory of each rank's device.
 
@@ -162,13 +158,13 @@ def memory_of(config: TrainConfig) -> Memory:
 
 def chosen_branches(config: TrainConfig, prompts: int) -> int:
     """Branches of so many prompts that are replayed when no score fails and none is equal to another."""
-    if config.method in PAIRED:
+    if config.is_paired:
         return 2 * prompts
     selection = config.selection
     weighted = selection.temperature > 0 or selection.effective_branches is not None or config.loss.baseline
     if config.method == "standard" or (config.method == "sft_sharpening" and not weighted):
         return prompts
-    return prompts * config.branching.branches
+    return prompts * config.finished_branches
 
 
 def replayed_states(config: TrainConfig) -> int:
@@ -222,8 +218,9 @@ def _latents(family: Family, count: int) -> Tensor:
 
 def _branches(config: TrainConfig, family: Family) -> int:
     of_rank = config.branching.prompts_per_update // config.ranks.workers
-    count = (config.sampling.steps + 1) * of_rank * config.branching.branches
-    return count * _latents(family, 1).numel() * _FLOAT32
+    all_of_them = (config.stages[0] + 1) * config.branching.branches
+    finished = (config.stages[-1] + 1) * config.finished_branches
+    return of_rank * max(all_of_them, finished) * _latents(family, 1).numel() * _FLOAT32
 
 
 def _width(config: TrainConfig) -> int:

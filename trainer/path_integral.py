@@ -145,6 +145,20 @@ def select(
     return Selection(dealt_PK, weights_PK * valid_P[:, None], best_P, worst_P, valid_P)
 
 
+def ends(returns_PK: Tensor, *, highest: int, lowest: int) -> Tensor:
+    """(P, highest + lowest) long: the branches at the ends of each prompt's ranking, by their index.
+
+    A branch without a return is among them only where too few have one.
+    """
+    unknown_PK, places_K = returns_PK.isnan(), torch.arange(returns_PK.shape[1])
+    falling_PK = returns_PK.masked_fill(unknown_PK, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    # What has no return moves between those that may win and those that may lose.
+    behind_PK = (places_K >= highest) & ~unknown_PK.gather(1, falling_PK)
+    ranked_PK = falling_PK.gather(1, (places_K + len(places_K) * behind_PK).argsort(1))
+    of_both = ranked_PK[:, :highest], ranked_PK[:, len(places_K) - lowest :]
+    return torch.cat(of_both, 1).sort(1).values
+
+
 def centred(returns_PK: Tensor) -> Tensor:
     """(P, K) returns less the mean of their prompt's; 0 for a branch that was dropped."""
     return (returns_PK - returns_PK.nanmean(1, keepdim=True)).nan_to_num(0.0)

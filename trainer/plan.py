@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
-from trainer.memory import PAIRED, Memory, chosen_branches, memory_of, micro_batch, replayed_states
+from trainer.memory import Memory, chosen_branches, memory_of, micro_batch, replayed_states
 from trainer.policy import Policy, check_model
 
 _REPEATS = 3
@@ -27,7 +27,8 @@ class Work:
     images_scored: int
     """Previews, each of which every reward scores."""
     micro_batches: int
-    """Parts of an update that a rank samples; all but the last are scored while the next one is sampled."""
+    """Parts of an update that a rank samples; all but the last, and that before branches stop, are scored
+    while the next one is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +100,24 @@ def work_of(config: TrainConfig) -> Work:
     """
     prompts, branching, steps = config.branching.prompts_per_update, config.branching, config.sampling.steps
     each = check_model(config.model).evaluations(config.sampling.guidance)
-    own = config.data is None  # branches, or pictures that are given
-    grown = prompts * (branching.start + (steps - branching.start) * branching.branches) if own else 0
+    own_prompts = prompts if config.data is None else 0  # which have branches, not pictures that are given
+    stops, finished = config.stages[0], config.finished_branches
+    grown = branching.start + (stops - branching.start) * branching.branches + (steps - stops) * finished
+    early = sum(step < stops for step in config.preview_steps)
+    scored = early * branching.branches + (len(config.preview_steps) - early) * finished
     states = chosen_branches(config, prompts) * replayed_states(config)
     of_rank = prompts // config.ranks.workers
     return Work(
-        evaluations_sampling=grown * each,
+        evaluations_sampling=own_prompts * grown * each,
         evaluations_learning=states * each * models_asked(config) * config.optimizer.steps_per_update,
-        images_scored=prompts * branching.branches * len(config.preview_steps) if own else 0,
-        micro_batches=math.ceil(of_rank / branching.prompts_per_micro_batch),
+        images_scored=own_prompts * scored,
+        micro_batches=math.ceil(of_rank / branching.prompts_per_micro_batch) * len(config.stages),
     )
 
 
 def models_asked(config: TrainConfig) -> int:
     """At each replayed state: the policy, the reference where it counts, the policy that sampled."""
-    reference = config.method in PAIRED or config.loss.kl_weight > 0
+    reference = config.is_paired or config.loss.kl_weight > 0
     return 1 + reference + (config.method == "diffusion_nft")
 
 

@@ -18,6 +18,16 @@ class SamplingConfig(Section):
     """Noise put back at each step, by which branches part: 0 is DDIM (flow matching: Euler), 1 is DDPM."""
 
 
+class StopConfig(Section):
+    """Branches that stop before their end, so that others can be had for the same evaluations."""
+
+    after: Whole
+    """The preview step after whose scores branches stop; one of branching.previews, not the last."""
+    keep: int = Field(ge=2)
+    """Branches of each prompt that go on: those with the highest returns so far; where a method compares the
+    best branch with the worst, as many of the lowest."""
+
+
 class BranchingConfig(Section):
     """Which branches grow from a prompt, and where they are looked at."""
 
@@ -31,6 +41,8 @@ class BranchingConfig(Section):
     """Prompts of one update, all ranks together."""
     prompts_per_micro_batch: Count = 4
     """Prompts a rank samples at a time; while one micro-batch is scored the next is sampled."""
+    stop: StopConfig | None = None
+    """Which branches stop on the way; null lets all grow to their end."""
 
 
 class SelectionConfig(Section):

@@ -99,6 +99,22 @@ class TrainConfig(Section):
         return tuple(sorted({step % self.sampling.steps for step in self.branching.previews}))
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """The step before which each stretch of growing ends: after one, branches may stop."""
+        stop = self.branching.stop
+        return (self.sampling.steps,) if stop is None else (stop.after + 1, self.sampling.steps)
+
+    @property
+    def finished_branches(self) -> int:
+        """Branches of a prompt that grow to their end."""
+        return self.branching.stop.keep if self.branching.stop else self.branching.branches
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the method compares a prompt's best branch with its worst, and both with the reference."""
+        return self.method in ("rlhf_sharpening", "diffusion_dpo", "d3po")
+
+    @property
     def replayed_steps(self) -> tuple[int, int]:
         """First step and the one after the last whose states may be replayed."""
         return self.loss.replayed_steps or (self.branching.start, self.sampling.steps)
@@ -147,10 +163,27 @@ class TrainConfig(Section):
             )
         if self.selection.temperature > 0:
             raise ValueError("set selection.effective_branches or selection.temperature, not both")
-        if wanted > self.branching.branches:
+        if wanted > self.finished_branches:
             raise ValueError(
-                f"selection.effective_branches must be at most branching.branches={self.branching.branches}"
+                "selection.effective_branches must be at most the "
+                f"{self.finished_branches} branches that grow to their end"
             )
+
+    @model_validator(mode="after")
+    def _check_stop(self) -> Self:
+        stop, branching = self.branching.stop, self.branching
+        if stop is None:
+            return self
+        if self.method in ("ddpo", "grpo", "diffusion_nft"):
+            raise ValueError(f"method={self.method} learns from all branches; leave out branching.stop")
+        if stop.after not in self.preview_steps[:-1]:
+            raise ValueError(
+                f"branching.stop.after={stop.after} must be among branching.previews, which are "
+                f"{', '.join(map(str, self.preview_steps))}, and not the last"
+            )
+        if stop.keep >= branching.branches:
+            raise ValueError(f"branching.stop.keep must be less than branching.branches={branching.branches}")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:

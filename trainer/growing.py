@@ -1,0 +1,95 @@
+"""A micro-batch from its seeds to what it teaches: its branches, the scores they have, which of them go on.
+
+Shapes: P prompts, K branches of each that still grow, T scored steps so far.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.branches import Branches, grow, step_noise
+from trainer.config import TrainConfig
+from trainer.path_integral import Selection, combine, ends, path_returns, select, temperatures_for
+from trainer.policy import Policy
+from trainer.records import Prompt
+from trainer.replay import Lesson
+from trainer.scoring import drop_prompts
+
+
+class Growing:
+    """The branches of P prompts.
+
+    Args:
+        config: of the run.
+        prompts: P of them.
+        seeds: one of each prompt; its branches' noise and what chance selects follow from it.
+    """
+
+    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], seeds: tuple[int, ...]) -> None:
+        self._config, self._prompts, self._seeds = config, prompts, seeds
+        self._branches: Branches | None = None
+        self._scores: dict[str, Tensor] = {}
+        self._columns_PK = torch.arange(config.branching.branches).expand(len(seeds), -1)
+        # Another stream than the noise of the prompt that has this seed; torch reads 32 bits.
+        self._generator = torch.Generator().manual_seed(seeds[0] ^ 0x2545F491)
+
+    def grow(self, policy: Policy, until: int) -> Branches:
+        """Grow on and stop before a step; returns the steps taken and their previews, which want scores."""
+        sampling, branching = self._config.sampling, self._config.branching
+        noise = step_noise(
+            policy.latent_shape, branches=branching.branches, steps=sampling.steps, seeds=self._seeds
+        )
+        steps = grow(
+            policy,
+            policy.schedule(sampling.steps),
+            self._prompts,
+            noise[:, torch.arange(len(self._seeds))[:, None], self._columns_PK],
+            guidance=sampling.guidance,
+            eta=sampling.eta,
+            start=branching.start,
+            previews=branching.previews,
+            until=until,
+            grown=self._branches,
+        )
+        self._branches = self._branches.then(steps) if self._branches else steps
+        return steps
+
+    def add(self, scores: Mapping[str, Tensor]) -> None:
+        """Scores of the newest previews, {reward: (P, K, T)}."""
+        earlier = self._scores or {name: newest[..., :0] for name, newest in scores.items()}
+        self._scores = {name: torch.cat([earlier[name], newest], 2) for name, newest in scores.items()}
+
+    def stop_losing(self, keep: int) -> None:
+        """Let `keep` branches of each prompt go on, by their returns so far.
+
+        Those with the highest; where a method compares the best branch with the worst, as many of the lowest.
+        """
+        if self._config.rewards.on_failure == "drop_prompt":  # also for failures of branches that stop
+            self._scores = {name: drop_prompts(of_reward) for name, of_reward in self._scores.items()}
+        lowest = keep // 2 if self._config.is_paired else 0
+        places_PK = ends(self._selection().returns_PK, highest=keep - lowest, lowest=lowest)
+        self._branches = self._grown.kept(places_PK)
+        self._columns_PK = self._columns_PK.gather(1, places_PK)
+        rows_P1 = torch.arange(len(places_PK))[:, None]
+        self._scores = {name: of_reward[rows_P1, places_PK] for name, of_reward in self._scores.items()}
+
+    def lesson(self) -> tuple[Lesson, dict[str, Tensor]]:
+        """What the branches teach that grew to their end, and their scores."""
+        return Lesson(self._grown, self._selection(), self._seeds), self._scores
+
+    @property
+    def _grown(self) -> Branches:
+        if self._branches is None:
+            raise RuntimeError("grow branches before anything is asked of them")
+        return self._branches
+
+    def _selection(self) -> Selection:
+        combined = combine(self._scores, self._config.rewards.weights)
+        if self._config.rewards.on_failure == "drop_prompt":
+            combined = drop_prompts(combined)
+        options, returns_PK = self._config.selection, path_returns(combined)
+        temperature: float | Tensor = options.temperature
+        if options.effective_branches is not None:
+            temperature = temperatures_for(returns_PK, options.effective_branches)
+        return select(returns_PK, temperature=temperature, by=options.by, generator=self._generator)
