@@ -56,11 +56,18 @@ class Growing:
         return steps
 
     def add(self, scores: Mapping[str, Tensor]) -> None:
-        """Scores of the newest previews, {reward: (P, K, T)}."""
+        """Scores of the newest previews, {reward: (P, K, T)}; where branches are to stop, some do."""
         earlier = self._scores or {name: newest[..., :0] for name, newest in scores.items()}
         self._scores = {name: torch.cat([earlier[name], newest], 2) for name, newest in scores.items()}
+        stop = self._config.branching.stop
+        if stop and len(self._grown.states) == stop.after + 2:
+            self._stop(stop.keep)
 
-    def stop_losing(self, keep: int) -> None:
+    def lesson(self) -> tuple[Lesson, dict[str, Tensor]]:
+        """What the branches teach that grew to their end, and their scores, {reward: (P, K, T)}."""
+        return Lesson(self._grown, self._selection(), self._seeds), self._scores
+
+    def _stop(self, keep: int) -> None:
         """Let `keep` branches of each prompt go on, by their returns so far.
 
         Those with the highest; where a method compares the best branch with the worst, as many of the lowest.
@@ -69,19 +76,14 @@ class Growing:
             self._scores = {name: drop_prompts(of_reward) for name, of_reward in self._scores.items()}
         lowest = keep // 2 if self._config.is_paired else 0
         places_PK = ends(self._selection().returns_PK, highest=keep - lowest, lowest=lowest)
-        self._branches = self._grown.kept(places_PK)
-        self._columns_PK = self._columns_PK.gather(1, places_PK)
         rows_P1 = torch.arange(len(places_PK))[:, None]
+        self._branches, self._columns_PK = self._grown.kept(places_PK), self._columns_PK[rows_P1, places_PK]
         self._scores = {name: of_reward[rows_P1, places_PK] for name, of_reward in self._scores.items()}
-
-    def lesson(self) -> tuple[Lesson, dict[str, Tensor]]:
-        """What the branches teach that grew to their end, and their scores."""
-        return Lesson(self._grown, self._selection(), self._seeds), self._scores
 
     @property
     def _grown(self) -> Branches:
         if self._branches is None:
-            raise RuntimeError("grow branches before anything is asked of them")
+            raise RuntimeError("grow branches before they are scored or learned")
         return self._branches
 
     def _selection(self) -> Selection:

@@ -161,9 +161,6 @@ def explore(run: Run, stream: PromptStream) -> list[tuple[Lesson, dict[str, Tens
     try:
         for until in config.stages:
             grow_and_score(run, growing, until)
-            if config.branching.stop and until < config.sampling.steps:
-                for of_prompts in growing:
-                    of_prompts.stop_losing(config.branching.stop.keep)
     except Halted:
         stream.load_state_dict(place)
         run.checkpoint()

@@ -157,3 +157,43 @@ def test_noise_of_eta_1_goes_in_as_diffusers_puts_it(
             step = scheduler.step(output, timestep, state, eta=1.0, variance_noise=noise[j + 1, :, branch])
             state = step.prev_sample
             torch.testing.assert_close(grown.states[j + 1, :, branch], state, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_branches_that_go_on_are_those_of_an_unbroken_growth(policy: Policy, start: int) -> None:
+    noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS)
+    schedule, columns = policy.schedule(STEPS), torch.tensor([[0, 2], [1, 2], [0, 1]])
+    rows = torch.arange(3)[:, None]
+    whole = grow(policy, schedule, PROMPTS, noise, guidance=2.0, eta=1.0, start=start, previews=(3, -1))
+    begun = grow(
+        policy, schedule, PROMPTS, noise, guidance=2.0, eta=1.0, start=start, previews=(3, -1), until=4
+    )
+    assert sorted(begun.previews) == [3]
+    assert begun.images == 3 * BRANCHES
+    kept = begun.kept(columns)
+    last = grow(
+        policy,
+        schedule,
+        PROMPTS,
+        noise[:, rows, columns],
+        guidance=2.0,
+        eta=1.0,
+        start=start,
+        previews=(3, -1),
+        grown=kept,
+    )
+    assert sorted(last.previews) == [4]
+    assert last.unet_evaluations == 2 * 3 * 2  # one step of two branches of three prompts, with guidance
+    joined = kept.then(last)
+    assert joined.unet_evaluations == whole.unet_evaluations - 2 * 3
+    assert joined.states.shape == (STEPS + 1, 3, 2, *LATENT_SHAPE)
+    torch.testing.assert_close(joined.states, whole.states[:, rows, columns], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        joined.log_probabilities_TPK,
+        whole.log_probabilities_TPK[:, rows, columns],
+        atol=1e-3,
+        rtol=1e-3,
+        equal_nan=True,
+    )
+    for step, pictures in joined.previews.items():
+        assert np.abs(pictures.astype(int) - whole.previews[step][rows, columns]).max() <= 1

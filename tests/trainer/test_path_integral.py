@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.path_integral import Selection, centred, combine, path_returns, select, spreads, temperatures_for
+from trainer.path_integral import (
+    Selection,
+    centred,
+    combine,
+    ends,
+    path_returns,
+    select,
+    spreads,
+    temperatures_for,
+)
 
 NAN = math.nan
 CLIP = torch.tensor([[[1.0, 3.0], [2.0, 4.0]], [[0.0, 0.0], [-1.0, 5.0]]])
@@ -195,3 +204,22 @@ def test_centred_returns_and_their_spread_by_hand() -> None:
     lost = torch.full((1, 3), math.nan)
     assert centred(lost).tolist() == [[0.0, 0.0, 0.0]]
     assert float(spreads(lost)) > 0
+
+
+@pytest.mark.parametrize(
+    ("returns", "highest", "lowest", "expected"),
+    [
+        ([3.0, 1.0, 4.0, 2.0, 5.0], 2, 0, [2, 4]),
+        ([3.0, 1.0, 4.0, 2.0, 5.0], 2, 1, [1, 2, 4]),
+        ([3.0, NAN, 4.0, 2.0, 5.0], 2, 1, [2, 3, 4]),
+        ([3.0, NAN, 4.0, NAN, 5.0], 2, 1, [0, 2, 4]),
+        ([NAN, NAN, 4.0, NAN, 5.0], 2, 1, [2, 3, 4]),  # too few have a return
+        ([NAN, NAN, NAN], 1, 1, [0, 2]),
+        ([1.0, 1.0, 1.0], 2, 0, [0, 1]),
+    ],
+    ids=str,
+)
+def test_the_ends_of_a_ranking_leave_out_what_failed(
+    returns: list[float], highest: int, lowest: int, expected: list[int]
+) -> None:
+    assert ends(torch.tensor([returns]), highest=highest, lowest=lowest).tolist() == [expected]

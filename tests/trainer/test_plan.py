@@ -22,6 +22,18 @@ def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
     [
         [],
         ["branching.start=1", "branching.previews=[1, -1]", "sampling.guidance=1.0"],
+        [
+            "sampling.steps=6",
+            "branching.start=1",
+            "branching.previews=[2, -1]",
+            "branching.stop={after: 2, keep: 2}",
+        ],
+        [
+            "method=sft_sharpening",
+            "loss.baseline=true",
+            "branching.previews=[0, -1]",
+            "branching.stop={after: 0, keep: 2}",
+        ],
         ["method=sft_sharpening", "optimizer.steps_per_update=1"],
         ["method=sft_sharpening", "loss.kl_weight=0.1", "loss.baseline=true"],
         ["method=sft_sharpening", "selection.temperature=1e6", "loss.states_per_branch=9"],

@@ -82,7 +82,20 @@ def test_previews_are_counted_from_either_end(path: Path) -> None:
         ),
         (
             ["method=sft_sharpening", "selection.effective_branches=5"],
-            "at most branching.branches=4",
+            "at most the 4 branches that grow to their end",
+        ),
+        (
+            ["branching.previews=[5, -1]", "branching.stop={after: 6, keep: 2}"],
+            "branching.stop.after=6 must be among branching.previews, which are 5, 19, and not the last",
+        ),
+        (["branching.stop={after: 19, keep: 2}"], "and not the last"),
+        (
+            ["branching.previews=[5, -1]", "branching.stop={after: 5, keep: 4}"],
+            "branching.stop.keep must be less than branching.branches=4",
+        ),
+        (
+            ["method=ddpo", "branching.previews=[5, -1]", "branching.stop={after: 5, keep: 2}"],
+            "method=ddpo learns from all branches; leave out branching.stop",
         ),
         (
             ["method=standard", "data.source=pictures", "budget.images_scored=100"],
