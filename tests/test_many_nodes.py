@@ -1,11 +1,11 @@
-"""RAY. Runs on clusters of several nodes that lose a node of trainers and one of rewards, and get another.
+"""RAY. Runs on clusters of several nodes that lose nodes of trainers and of rewards, and get others.
 
 Nodes are `ray start` processes on this machine, told apart by custom resources as machines would be. A node
 dies by kill -9 of its raylet. What is promised is what an undisturbed run on the same nodes leaves.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_rewards(path: Path, *, http: Mapping[str, Any] | None) -> None:
-    """The rewards of `ScoringHere`, on nodes of their own."""
-    reward = {"scorer": "jpeg", "num_cpus": 0.1, "resources": {"rewards": 1}}
+def write_rewards(path: Path, *, http: Mapping[str, Any] | None, wait_ms: float = 10.0) -> None:
+    """The rewards of `ScoringHere`, on nodes of their own; updates take as long as a batch waits to fill."""
+    reward = {"scorer": "jpeg", "num_cpus": 0.1, "resources": {"rewards": 1}, "batch": {"wait_ms": wait_ms}}
     large = {**reward, "options": {"direction": "incompressible"}}
     services = {"rewards": {"jpeg": reward, "large": large}, "http": http}
     path.write_text(yaml.safe_dump(services), encoding="utf-8")
@@ -152,4 +152,29 @@ def test_rewards_in_a_cluster_of_their_own(undisturbed: TrainConfig, tree: Path,
         assert "Authorization: Bearer" in refused.said
         job, config = submitted(trainers, tree, tmp_path / "run", *url, REWARDS_API_KEY=key)
         disturb(job, config, trainers, rewards)
+        check_end(job, config, undisturbed)
+
+
+def test_ranks_are_as_many_as_there_are_nodes(undisturbed: TrainConfig, tree: Path, tmp_path: Path) -> None:
+    """A run begins on one node, takes up a second, loses it, and ends as two ranks would have all along."""
+    write_rewards(tree / "slow.yaml", http=None, wait_ms=3000.0)
+    options = ("ranks.min_workers=1", "ranks.resize_s=3", "rewards.services=slow.yaml", f"updates={UPDATES}")
+    with RayNodes(tmp_path, shell()) as nodes:
+        nodes.add("trainer-1", trainer=1)
+        nodes.add("rewards-1", rewards=2)
+        job, config = submitted(nodes, tree, tmp_path / "run", *options)
+
+        def updates() -> int:
+            return len(read_metrics(config.run_folder / "metrics.jsonl"))
+
+        def wait_until(reached: Callable[[], object]) -> None:
+            wait_for(lambda: reached() or over(job), PATIENCE_S)
+            assert not over(job), job.said
+
+        wait_until(lambda: updates() >= 3)
+        nodes.add("trainer-2", trainer=1)
+        wait_until(lambda: nodes.pids("trainer-2", "RayTrainWorker"))
+        begun = updates()
+        wait_until(lambda: updates() >= begun + 2)
+        nodes.kill("trainer-2")
         check_end(job, config, undisturbed)

@@ -157,6 +157,7 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
         ),
         scaling_config=ScalingConfig(
             num_workers=(ranks.min_workers, ranks.workers) if ranks.min_workers else ranks.workers,
+            elastic_resize_monitor_interval_s=ranks.resize_s,
             use_gpu=ranks.gpus_per_worker > 0,
             resources_per_worker={
                 **ranks.resources,

@@ -17,6 +17,9 @@ class RanksConfig(Section):
 
     Ray counts what nodes have, not what is free: ranks need GPUs or nodes that nothing else uses.
     """
+    resize_s: Positive = 60.0
+    """With `min_workers`: how often it is looked whether there are nodes for more ranks; to take them up, all
+    ranks start again from the newest checkpoint."""
     cpus_per_worker: Positive = 1.0
     """CPU cores reserved for each rank."""
     gpus_per_worker: NotNegative = 0.0
