@@ -89,18 +89,27 @@ def summary_of(config: TrainConfig) -> dict[str, Any]:
 
 def disturb(job: Job, config: TrainConfig, trainers: RayNodes, rewards: RayNodes) -> None:
     """In mid-run kill a node that scores and one that trains, then add one that can train."""
-    wait_for(lambda: len(read_metrics(config.run_folder / "metrics.jsonl")) >= 3 or over(job), PATIENCE_S)
-    assert not over(job), job.said
+    wait_until(job, lambda: updates(config) >= 3)
     scoring = [name for name in ("rewards-1", "rewards-2") if rewards.pids(name, "ServeReplica:rewards:jpeg")]
     rewards.kill(scoring[0])
     trainers.kill("trainer-2")
     trainers.add("trainer-3", trainer=1)
-    wait_for(lambda: trainers.pids("trainer-3", "RayTrainWorker") or over(job), PATIENCE_S)
-    assert not over(job), job.said
+    wait_until(job, lambda: trainers.pids("trainer-3", "RayTrainWorker"))
 
 
-def over(job: Job) -> bool:
-    return job.process.poll() is not None
+def wait_until(job: Job, reached: Callable[[], object]) -> None:
+    """Wait for something that happens while the job runs."""
+
+    def over() -> bool:
+        return job.process.poll() is not None
+
+    wait_for(lambda: reached() or over(), PATIENCE_S)
+    assert not over(), job.said
+
+
+def updates(config: TrainConfig) -> int:
+    """That the run has made."""
+    return len(read_metrics(config.run_folder / "metrics.jsonl"))
 
 
 def check_end(job: Job, config: TrainConfig, undisturbed: TrainConfig) -> None:
@@ -158,23 +167,15 @@ def test_rewards_in_a_cluster_of_their_own(undisturbed: TrainConfig, tree: Path,
 def test_ranks_are_as_many_as_there_are_nodes(undisturbed: TrainConfig, tree: Path, tmp_path: Path) -> None:
     """A run begins on one node, takes up a second, loses it, and ends as two ranks would have all along."""
     write_rewards(tree / "slow.yaml", http=None, wait_ms=3000.0)
-    options = ("ranks.min_workers=1", "ranks.resize_s=3", "rewards.services=slow.yaml", f"updates={UPDATES}")
+    options = ("ranks.min_workers=1", "ranks.resize_s=3", "rewards.services=slow.yaml")
     with RayNodes(tmp_path, shell()) as nodes:
         nodes.add("trainer-1", trainer=1)
         nodes.add("rewards-1", rewards=2)
         job, config = submitted(nodes, tree, tmp_path / "run", *options)
-
-        def updates() -> int:
-            return len(read_metrics(config.run_folder / "metrics.jsonl"))
-
-        def wait_until(reached: Callable[[], object]) -> None:
-            wait_for(lambda: reached() or over(job), PATIENCE_S)
-            assert not over(job), job.said
-
-        wait_until(lambda: updates() >= 3)
+        wait_until(job, lambda: updates(config) >= 3)
         nodes.add("trainer-2", trainer=1)
-        wait_until(lambda: nodes.pids("trainer-2", "RayTrainWorker"))
-        begun = updates()
-        wait_until(lambda: updates() >= begun + 2)
+        wait_until(job, lambda: nodes.pids("trainer-2", "RayTrainWorker"))
+        begun = updates(config)
+        wait_until(job, lambda: updates(config) >= begun + 2)
         nodes.kill("trainer-2")
         check_end(job, config, undisturbed)

@@ -30,7 +30,7 @@ class Growing:
         self._config, self._prompts, self._seeds = config, prompts, seeds
         self._branches: Branches | None = None
         self._scores: dict[str, Tensor] = {}
-        self._columns_PK = torch.arange(config.branching.branches).expand(len(seeds), -1)
+        self._columns_PK: Tensor | None = None  # those that went on; None before any stopped
         # Another stream than the noise of the prompt that has this seed; torch reads 32 bits.
         self._generator = torch.Generator().manual_seed(seeds[0] ^ 0x2545F491)
 
@@ -40,11 +40,13 @@ class Growing:
         noise = step_noise(
             policy.latent_shape, branches=branching.branches, steps=sampling.steps, seeds=self._seeds
         )
+        if self._columns_PK is not None:
+            noise = noise[:, torch.arange(len(noise[0]))[:, None], self._columns_PK]
         steps = grow(
             policy,
             policy.schedule(sampling.steps),
             self._prompts,
-            noise[:, torch.arange(len(self._seeds))[:, None], self._columns_PK],
+            noise,
             guidance=sampling.guidance,
             eta=sampling.eta,
             start=branching.start,
@@ -70,14 +72,14 @@ class Growing:
     def _stop(self, keep: int) -> None:
         """Let `keep` branches of each prompt go on, by their returns so far.
 
-        Those with the highest; where a method compares the best branch with the worst, as many of the lowest.
+        Those with the highest; where a method compares the best with the worst, half of them the lowest.
         """
         if self._config.rewards.on_failure == "drop_prompt":  # also for failures of branches that stop
             self._scores = {name: drop_prompts(of_reward) for name, of_reward in self._scores.items()}
         lowest = keep // 2 if self._config.is_paired else 0
         places_PK = ends(self._selection().returns_PK, highest=keep - lowest, lowest=lowest)
         rows_P1 = torch.arange(len(places_PK))[:, None]
-        self._branches, self._columns_PK = self._grown.kept(places_PK), self._columns_PK[rows_P1, places_PK]
+        self._branches, self._columns_PK = self._grown.kept(places_PK), places_PK
         self._scores = {name: of_reward[rows_P1, places_PK] for name, of_reward in self._scores.items()}
 
     @property

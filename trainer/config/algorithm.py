@@ -25,7 +25,7 @@ class StopConfig(Section):
     """The preview step after whose scores branches stop; one of branching.previews, not the last."""
     keep: int = Field(ge=2)
     """Branches of each prompt that go on: those with the highest returns so far; where a method compares the
-    best branch with the worst, as many of the lowest."""
+    best branch with the worst, half of them those with the lowest."""
 
 
 class BranchingConfig(Section):
