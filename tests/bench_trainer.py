@@ -85,7 +85,12 @@ class Contest:
     """Updates of ours and of theirs, each around a model of its own."""
 
     def __init__(self, config: TrainConfig, scoring: RewardsBeside, device: torch.device) -> None:
-        self._run, other = (start(config, scoring=scoring, ranks=Ranks(), device=device) for _ in range(2))
+        # The published code keeps the activations of all states, whatever ours is set to.
+        keeping = config.model.model_copy(update={"states_with_gradients": None})
+        self._run, other = (
+            start(each, scoring=scoring, ranks=Ranks(), device=device)
+            for each in (config, config.model_copy(update={"model": keeping}))
+        )
         self._authors = AuthorsLayout(other.policy, config, scoring)
         self._prompts = read_prompts(config.prompts.train)
         self.shares = {"stall": 0.0, "decoding": 0.0}
