@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trainer.branches import grow, step_noise
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, SamplingConfig
 from trainer.diffusion import clean_and_noise, step_distribution, target_output
 from trainer.losses import denoising_errors, path_loss
 from trainer.policy import Policy
@@ -66,7 +66,7 @@ def kept(policy: Policy, prompts: list[Prompt], noise: Tensor, steps: int) -> Te
 def replayed(policy: Policy, prompts: list[Prompt], noise: Tensor, steps: int) -> Tensor:
     """The same loss: branches without gradients, then the winners once more with them."""
     schedule = policy.schedule(steps)
-    grown = grow(policy, schedule, prompts, noise, guidance=GUIDANCE, eta=1.0, previews=())
+    grown = grow(policy, SamplingConfig(steps=steps, guidance=GUIDANCE), prompts, noise, previews=())
     best, count = winners(grown.clean), len(prompts)
     rows = torch.arange(count)
     visited = grown.states[:-1, rows, best].flatten(0, 1)

@@ -86,8 +86,7 @@ def test_preference_tells_right_pictures_from_wrong_ones_of_held_out_prompts() -
     prompts = read_prompts(SHAPES / "prompts" / "held-out.jsonl")[:48]
     steps = config.sampling.steps
     noise = step_noise(policy.latent_shape, branches=4, steps=steps, seeds=range(len(prompts)))
-    grown = grow(policy, policy.schedule(steps), prompts, noise, guidance=config.sampling.guidance, eta=1.0)
-    images = grown.previews[steps - 1]
+    images = grow(policy, config.sampling, prompts, noise).previews[steps - 1]
     texts = [prompt.text for prompt in prompts for _ in range(4)]
     flat = images.reshape(-1, *images.shape[2:])
     right = np.array([verify(image, text).correct for image, text in zip(flat, texts, strict=True)])

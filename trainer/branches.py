@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.diffusion import Schedule, clean_and_noise, log_probability, step_distribution
+from trainer.config import SamplingConfig
+from trainer.diffusion import log_probability, step
 from trainer.families.family import Conditioning
 from trainer.policy import Policy
 from trainer.records import Prompt
@@ -26,7 +27,7 @@ class Branches:
     text: Conditioning
     """P rows."""
     states: Tensor
-    """(T + 1, P, K, C, h, w): the state before each step, and the finished latents last."""
+    """(T + 1 - first, P, K, C, h, w): the state before each step, and the finished latents last."""
     previews: dict[int, NDArray[np.uint8]]
     """Scored step to the (P, K, H, W, 3) pictures of its x0 estimate; the last are finished."""
     unet_evaluations: int
@@ -34,6 +35,15 @@ class Branches:
     """(T, P, K) log-density of each step as it was taken; NaN for a step without noise."""
     decoding_s: float = 0.0
     """Of the time that it took, what went into previews."""
+    first: int = 0
+    """The step before which the first of the states is."""
+    estimate: Tensor | None = None
+    """(P, K, C, h, w): the x0 estimate of the last step that was taken."""
+
+    @property
+    def taken(self) -> int:
+        """Steps from the first noise."""
+        return self.first + len(self.states) - 1
 
     @property
     def clean(self) -> Tensor:
@@ -51,6 +61,7 @@ class Branches:
         return replace(
             self,
             states=self.states[:, rows_P1, columns_PN],
+            estimate=None if self.estimate is None else self.estimate[rows_P1, columns_PN],
             previews={step: of_step[rows_P1, columns_PN] for step, of_step in self.previews.items()},
             log_probabilities_TPK=self.log_probabilities_TPK[:, rows_P1, columns_PN],
         )
@@ -64,7 +75,13 @@ class Branches:
             unet_evaluations=self.unet_evaluations + later.unet_evaluations,
             log_probabilities_TPK=torch.cat([self.log_probabilities_TPK, later.log_probabilities_TPK]),
             decoding_s=self.decoding_s + later.decoding_s,
+            first=self.first,
         )
+
+    def kept_from(self, step: int) -> "Branches":
+        """The same without the states before a step; what is kept waits in the host's memory."""
+        states = self.states[step - self.first :].to("cpu", copy=True)
+        return replace(self, states=states, first=step)
 
 
 def step_noise(shape: tuple[int, int, int], *, branches: int, steps: int, seeds: Sequence[int]) -> Tensor:
@@ -81,14 +98,12 @@ def step_noise(shape: tuple[int, int, int], *, branches: int, steps: int, seeds:
 
 
 @torch.no_grad()
-def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
+def grow(  # noqa: PLR0913  where and how far branches grow, each with its own name
     policy: Policy,
-    schedule: Schedule,
+    sampling: SamplingConfig,
     prompts: Sequence[Prompt],
     noise: Tensor,
     *,
-    guidance: float,
-    eta: float,
     start: int = 0,
     previews: Sequence[int] = (-1,),
     until: int | None = None,
@@ -98,11 +113,9 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
 
     Args:
         policy: the model as it is now.
-        schedule: the T noise levels.
+        sampling: how many steps T there are, and how they are taken.
         prompts: P prompts.
         noise: (T + 1, P, K, C, h, w) from `step_noise`; without eta the first is all that is read.
-        guidance: scale of classifier-free guidance.
-        eta: noise put back at each step.
         start: step at which the branches part; before it they share one trunk.
         previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
         until: the step to stop before, more than `start`; None is the end.
@@ -111,17 +124,20 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
     Returns:
         The steps that were taken, without those of `grown`.
     """
+    steps, guidance, schedule = sampling.steps, sampling.guidance, policy.schedule(sampling.steps)
     noise = noise.to(policy.device)
-    steps, count, branches = len(schedule), len(prompts), noise.shape[2]
+    count, branches = len(prompts), noise.shape[2]
     wanted = {step % steps for step in previews}
     text = policy.encode([prompt.text for prompt in prompts])
-    first = 0 if grown is None else len(grown.states) - 1
-    trunk = noise[0, :, :1] if start > 0 else noise[0]
-    state = trunk if grown is None else grown.states[-1]
+    state, earlier = noise[0, :, :1] if start > 0 else noise[0], None
+    if grown is not None:
+        state, earlier = grown.states[-1].to(policy.device), grown.estimate
     states, densities, decoded, evaluations, decoding_s = [], [], {}, 0, 0.0
+    first = 0 if grown is None else grown.taken
     for j in range(first, until or steps):
-        if j == start:
+        if j == start:  # the trunk parts
             state = state.expand(-1, branches, -1, -1, -1)
+            earlier = earlier if earlier is None else earlier.expand_as(state)
         states.append(state.expand(-1, branches, -1, -1, -1))
         width = state.shape[1]
         rows = torch.arange(count).repeat_interleave(width)
@@ -129,29 +145,35 @@ def grow(  # noqa: PLR0913  six settings of a sampler, each with its own name
             state.flatten(0, 1), schedule.timesteps_T[j].expand(len(rows)), text.take(rows), guidance
         )
         evaluations += len(rows) * policy.evaluations(guidance)
-        fresh = noise[j + 1, :, :width].flatten(0, 1) if eta > 0 else torch.zeros((), device=policy.device)
-        clean, moved, density = _step(schedule, j, state.flatten(0, 1), output, fresh, eta)
-        densities.append(density.to(policy.device).unflatten(0, (count, width)).expand(-1, branches))
-        state = moved.unflatten(0, (count, width))
+        clean, mean, std = step(
+            schedule, j, state, output.unflatten(0, (count, width)), eta=sampling.eta, earlier=earlier
+        )
+        state = mean + std * noise[j + 1, :, :width] if sampling.eta > 0 else mean
+        densities.append(_densities(state, mean, std).expand(-1, branches))
         if j in wanted:
-            latents = state.flatten(0, 1) if j == steps - 1 else clean
-            pictures, taken_s = _decoded(policy, latents)
+            pictures, taken_s = _decoded(policy, (state if j == steps - 1 else clean).flatten(0, 1))
             decoded[j] = pictures.reshape(count, width, *pictures.shape[1:])
             decoding_s += taken_s
-    visited, densities_TPK = torch.stack([*states, state]), torch.stack(densities)
-    return Branches(tuple(prompts), text, visited, decoded, evaluations, densities_TPK, decoding_s)
+        earlier = clean if sampling.solver == "dpmpp_2m" else None
+    return Branches(
+        prompts=tuple(prompts),
+        text=text,
+        states=torch.stack([*states, state]),
+        previews=decoded,
+        unet_evaluations=evaluations,
+        log_probabilities_TPK=torch.stack(densities),
+        decoding_s=decoding_s,
+        first=first,
+        estimate=earlier,
+    )
 
 
-def _step(
-    schedule: Schedule, j: int, states: Tensor, output: Tensor, noise: Tensor, eta: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The x0 estimates, where the step leads, and its (N,) log-densities, NaN without noise."""
-    level, next_level = schedule.levels_T[j], schedule.next_levels_T[j]
-    clean, eps = clean_and_noise(states, output, level, schedule.prediction_type)
-    mean, std = step_distribution(clean, eps, level, next_level, eta)
-    moved = mean + std * noise
-    density = log_probability(moved, mean, std) if std > 0 else torch.full((len(states),), torch.nan)
-    return clean, moved, density
+def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(P, K) log-densities of a step that was taken, NaN without noise."""
+    if not bool(std > 0):
+        return torch.full(states.shape[:2], torch.nan, device=states.device)
+    flat = states.flatten(0, 1), mean.flatten(0, 1)
+    return log_probability(*flat, std).unflatten(0, states.shape[:2])
 
 
 def _decoded(policy: Policy, latents: Tensor) -> tuple[NDArray[np.uint8], float]:

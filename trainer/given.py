@@ -57,6 +57,7 @@ def lesson_of(policy: Policy, items: Sequence[Given], seeds: tuple[int, ...]) ->
         Selection(
             returns_PK=torch.full((count, width), torch.nan),
             weights_PK=torch.nn.functional.one_hot(torch.zeros(count, dtype=torch.long), width).float(),
+            losing_weights_PK=torch.nn.functional.one_hot(torch.full((count,), width - 1), width).float(),
             best_P=torch.zeros(count, dtype=torch.long),
             worst_P=torch.full((count,), width - 1),
             valid_P=torch.ones(count, dtype=torch.bool),

@@ -36,7 +36,7 @@ class Growing:
 
     def grow(self, policy: Policy, until: int) -> Branches:
         """Grow on and stop before a step; returns the steps taken and their previews, which want scores."""
-        sampling, branching = self._config.sampling, self._config.branching
+        config, sampling, branching = self._config, self._config.sampling, self._config.branching
         noise = step_noise(
             policy.latent_shape, branches=branching.branches, steps=sampling.steps, seeds=self._seeds
         )
@@ -44,17 +44,17 @@ class Growing:
             noise = noise[:, torch.arange(len(noise[0]))[:, None], self._columns_PK]
         steps = grow(
             policy,
-            policy.schedule(sampling.steps),
+            sampling,
             self._prompts,
             noise,
-            guidance=sampling.guidance,
-            eta=sampling.eta,
             start=branching.start,
             previews=branching.previews,
             until=until,
             grown=self._branches,
         )
-        self._branches = self._branches.then(steps) if self._branches else steps
+        grown = self._branches.then(steps) if self._branches else steps
+        replayed = config.replayed_steps[0] if config.learned_states == "visited" else grown.taken
+        self._branches = grown.kept_from(max(grown.first, min(replayed, grown.taken)))
         return steps
 
     def add(self, scores: Mapping[str, Tensor]) -> None:
@@ -62,7 +62,7 @@ class Growing:
         earlier = self._scores or {name: newest[..., :0] for name, newest in scores.items()}
         self._scores = {name: torch.cat([earlier[name], newest], 2) for name, newest in scores.items()}
         stop = self._config.branching.stop
-        if stop and len(self._grown.states) == stop.after + 2:
+        if stop and self._grown.taken == stop.after + 1:
             self._stop(stop.keep)
 
     def lesson(self) -> tuple[Lesson, dict[str, Tensor]]:

@@ -124,5 +124,4 @@ def draw(
     """One picture of each prompt from its own seed, without search: (N, H, W, 3)."""
     steps = sampling.steps
     noise = step_noise(policy.latent_shape, branches=1, steps=steps if sampling.eta else 0, seeds=seeds)
-    grown = grow(policy, policy.schedule(steps), prompts, noise, guidance=sampling.guidance, eta=sampling.eta)
-    return grown.previews[steps - 1][:, 0]
+    return grow(policy, sampling, prompts, noise).previews[steps - 1][:, 0]

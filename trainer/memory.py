@@ -147,7 +147,6 @@ def memory_of(config: TrainConfig) -> Memory:
         "averaged weights": trained if config.optimizer.ema_decay else 0,
         "text encoders": 0 if config.model.offload else encoders,
         "autoencoder": 0 if config.model.offload else _bytes_of(vae),
-        "branches of an update": _branches(config, family),
     }
     visiting = {"encoding": encoders, "decoding": _bytes_of(vae)} if config.model.offload else {}
     if config.ranks.sharding == "full":
@@ -203,24 +202,18 @@ def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOn
             rows = torch.zeros(len(replayed), dtype=torch.long, device=META)
             output = policy.predict(replayed, replayed.new_zeros(len(replayed)), text.take(rows), guidance)
             output.square().mean().backward()
-    noise = latents.numel() * (config.sampling.steps + 1) * _FLOAT32
+    # The noise of every step and the states between, which later wait in the host's memory.
+    grown = 2 * latents.numel() * (config.sampling.steps + 1) * _FLOAT32
     return {
         "encoding": encoding.peak,
-        "sampling": sampling.peak + noise,
-        "decoding": decoding.peak + noise,
+        "sampling": sampling.peak + grown,
+        "decoding": decoding.peak + grown,
         "learning, with gradients": learning.peak,
     }
 
 
 def _latents(family: Family, count: int) -> Tensor:
     return torch.zeros(count, *family.latent_shape, device=META)
-
-
-def _branches(config: TrainConfig, family: Family) -> int:
-    of_rank = config.branching.prompts_per_update // config.ranks.workers
-    all_of_them = (config.stages[0] + 1) * config.branching.branches
-    finished = (config.stages[-1] + 1) * config.finished_branches
-    return of_rank * max(all_of_them, finished) * _latents(family, 1).numel() * _FLOAT32
 
 
 def _width(config: TrainConfig) -> int:

@@ -25,6 +25,8 @@ class Selection:
     """(P, K) path integrals; NaN for a branch that was dropped."""
     weights_PK: Tensor
     """(P, K) weights of the branches; they sum to 1, or to 0 for a dropped prompt."""
+    losing_weights_PK: Tensor
+    """(P, K) the same of returns turned round: how much each branch is one to avoid."""
     best_P: Tensor
     """(P,) index of the winner."""
     worst_P: Tensor
@@ -47,9 +49,25 @@ class Selection:
     @property
     def gap_P(self) -> Tensor:
         """(P,) return of the winner less that of the loser; 0 for a dropped prompt."""
-        best = self.returns_PK.gather(1, self.best_P[:, None])[:, 0]
-        worst = self.returns_PK.gather(1, self.worst_P[:, None])[:, 0]
-        return torch.where(self.valid_P, best - worst, 0.0)
+        return self.gaps(self.best_P, self.worst_P)
+
+    def gaps(self, these_P: Tensor, those_P: Tensor) -> Tensor:
+        """(P,) return of one branch of each prompt less that of another; 0 for a dropped prompt."""
+        these, those = (self.returns_PK.gather(1, of_P[:, None])[:, 0] for of_P in (these_P, those_P))
+        return torch.where(self.valid_P, these - those, 0.0)
+
+    def pairs(self, chances_P2: Tensor) -> tuple[Tensor, Tensor]:
+        """A better and a worse branch of each prompt, (P,) each, drawn by their weights.
+
+        At temperature 0 they are the best and the worst. A pair that is drawn the wrong way round is turned.
+
+        Args:
+            chances_P2: uniform in [0, 1): one draws who wins, one who loses.
+        """
+        winners_P = _drawn(self.weights_PK, chances_P2[:, 0])
+        losers_P = _drawn(self.losing_weights_PK, chances_P2[:, 1])
+        turned_P = self.gaps(winners_P, losers_P) < 0
+        return torch.where(turned_P, losers_P, winners_P), torch.where(turned_P, winners_P, losers_P)
 
 
 def combine(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -137,12 +155,8 @@ def select(
     best_P, worst_P = high_PK.argmax(1), low_PK.argmin(1)
     # Never so where one branch or none has a return.
     valid_P = high_PK.amax(1) > low_PK.amin(1)
-    if (temperatures_P1 == 0).all():
-        weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
-    else:
-        relative_PK = high_PK - high_PK.amax(1, keepdim=True)
-        weights_PK = torch.softmax(torch.where(valid_P[:, None], relative_PK / temperatures_P1, 0.0), dim=1)
-    return Selection(dealt_PK, weights_PK * valid_P[:, None], best_P, worst_P, valid_P)
+    winning_PK, losing_PK = (_weights(of_PK, valid_P, temperatures_P1) for of_PK in (high_PK, -low_PK))
+    return Selection(dealt_PK, winning_PK, losing_PK, best_P, worst_P, valid_P)
 
 
 def ends(returns_PK: Tensor, *, highest: int, lowest: int) -> Tensor:
@@ -168,6 +182,24 @@ def spreads(returns_PK: Tensor) -> Tensor:
     """(P,) standard deviation of each prompt's returns, dropped branches left out; never quite 0."""
     known_P = (~returns_PK.isnan()).sum(1).clamp(min=1)
     return (centred(returns_PK).square().sum(1) / known_P).sqrt().clamp(min=1e-6)
+
+
+def _weights(returns_PK: Tensor, valid_P: Tensor, temperatures_P1: Tensor) -> Tensor:
+    """(P, K) in proportion to exp(return / temperature); 0 for a dropped prompt."""
+    if (temperatures_P1 == 0).all():
+        best_P = returns_PK.argmax(1)
+        weights_PK = torch.nn.functional.one_hot(best_P, returns_PK.shape[1]).to(returns_PK.dtype)
+    else:
+        relative_PK = returns_PK - returns_PK.amax(1, keepdim=True)
+        weights_PK = torch.softmax(torch.where(valid_P[:, None], relative_PK / temperatures_P1, 0.0), dim=1)
+    return weights_PK * valid_P[:, None]
+
+
+def _drawn(weights_PK: Tensor, chances_P: Tensor) -> Tensor:
+    """(P,) one branch of each prompt, by where its chance falls in the sum of weights."""
+    sums_PK = weights_PK.cumsum(1)
+    places_P1 = torch.searchsorted(sums_PK, sums_PK[:, -1:] * chances_P[:, None], right=True)
+    return places_P1[:, 0].clamp(max=weights_PK.shape[1] - 1)
 
 
 def _dealt(returns_PK: Tensor, generator: torch.Generator | None) -> Tensor:

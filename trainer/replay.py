@@ -35,6 +35,8 @@ class Draws:
 
     steps_PS: Tensor
     """(P, S) long: the steps that are replayed, S different ones."""
+    chances_P2: Tensor
+    """(P, 2) uniform in [0, 1): they draw the two branches that are compared."""
     noise_PT: Tensor | None
     """(P, T, C, h, w): noise put on the finished latents; None where visited states are replayed."""
 
@@ -89,23 +91,24 @@ class Replayer:
             last -= 1  # the step to a finished picture puts back no noise and has no density
         order = torch.stack([torch.rand(last - first, generator=generator) for generator in generators])
         steps_PS = first + order.argsort(1)[:, : self._config.loss.states_per_branch]
-        if self._config.learned_states == "visited":
-            return Draws(steps_PS, None)
-        shape = (len(self._schedule), *lesson.branches.clean.shape[2:])
-        return Draws(
-            steps_PS, torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        )
+        noise_PT = None
+        if self._config.learned_states == "renoised":
+            shape = (len(self._schedule), *lesson.branches.clean.shape[2:])
+            noise_PT = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        chances_P2 = torch.stack([torch.rand(2, generator=generator) for generator in generators])
+        return Draws(steps_PS, chances_P2, noise_PT)
 
     def replay(self, branches: Branches, rows: Tensor, columns: Tensor, draws: Draws) -> Replay:
         """Bring back the states of B branches: (B,) their prompts and their places among a prompt's."""
         steps_BS = draws.steps_PS[rows]
         count, steps = steps_BS.shape[1], steps_BS.flatten()
         rows, columns = rows.repeat_interleave(count), columns.repeat_interleave(count)
-        clean, levels = branches.clean[rows, columns], self._schedule.levels_T[steps]
-        moved, taken = None, torch.empty(0)
+        clean = branches.clean[rows, columns].to(self.device)
+        levels, moved, taken = self._schedule.levels_T[steps], None, torch.empty(0)
         if draws.noise_PT is None:
-            states = branches.states[steps, rows, columns]
-            moved = branches.states[steps + 1, rows, columns]
+            kept = steps - branches.first
+            states = branches.states[kept, rows, columns].to(self.device)
+            moved = branches.states[kept + 1, rows, columns].to(self.device)
             taken = branches.log_probabilities_TPK[steps, rows, columns]
         else:
             states = add_noise(clean, draws.noise_PT[rows, steps].to(self.device), levels)

@@ -1,15 +1,16 @@
 """Branches repeat with their seeds, part where they should, and without noise are diffusers' own samples."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 
 from tests.tiny import IMAGE_SIZE, LATENT_SHAPE
 from trainer.branches import Branches, grow, step_noise
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, SamplingConfig
 from trainer.policy import Policy
 from trainer.records import Prompt
 
@@ -31,8 +32,8 @@ def policy(policies: dict[str, Policy]) -> Policy:
 
 def sample(policy: Policy, rows: slice = slice(None), *, start: int = 0, eta: float = 1.0) -> Branches:
     noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS[rows])
-    schedule = policy.schedule(STEPS)
-    return grow(policy, schedule, PROMPTS[rows], noise, guidance=2.0, eta=eta, start=start, previews=(3, -1))
+    sampling = SamplingConfig(steps=STEPS, guidance=2.0, eta=eta)
+    return grow(policy, sampling, PROMPTS[rows], noise, start=start, previews=(3, -1))
 
 
 def test_noise_is_each_prompts_own() -> None:
@@ -99,11 +100,11 @@ def test_each_evaluation_of_the_unet_is_counted(policy: Policy) -> None:
     evaluated: list[int] = []
     hook = policy.denoiser.register_forward_hook(lambda _, inputs, output: evaluated.append(len(inputs[0])))
     noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS)
-    schedule = policy.schedule(STEPS)
     # 3 prompts: 2 steps of one trunk, then 3 steps of 3 branches; guidance evaluates each state twice.
     for guidance, start, expected in ((1.0, 0, 3 * 15), (3.0, 0, 2 * 3 * 15), (3.0, 2, 2 * 3 * (2 + 9))):
         evaluated.clear()
-        branches = grow(policy, schedule, PROMPTS, noise, guidance=guidance, eta=1.0, start=start)
+        sampling = SamplingConfig(steps=STEPS, guidance=guidance)
+        branches = grow(policy, sampling, PROMPTS, noise, start=start)
         assert branches.unet_evaluations == sum(evaluated) == expected
     hook.remove()
 
@@ -120,7 +121,7 @@ def test_without_noise_a_branch_is_diffusers_own_sample(
 ) -> None:
     policy = policies[prediction_type]
     noise = step_noise(LATENT_SHAPE, branches=1, steps=0, seeds=SEEDS)
-    grown = grow(policy, policy.schedule(10), PROMPTS, noise, guidance=guidance, eta=0.0)
+    grown = grow(policy, SamplingConfig(steps=10, guidance=guidance, eta=0.0), PROMPTS, noise)
     pipeline = StableDiffusionXLPipeline.from_pretrained(pipelines[prediction_type], add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     for row, prompt in enumerate(PROMPTS):
@@ -145,7 +146,7 @@ def test_noise_of_eta_1_goes_in_as_diffusers_puts_it(
 ) -> None:
     policy = policies[prediction_type]
     noise = step_noise(LATENT_SHAPE, branches=2, steps=10, seeds=SEEDS)
-    grown = grow(policy, policy.schedule(10), PROMPTS, noise, guidance=1.0, eta=1.0)
+    grown = grow(policy, SamplingConfig(steps=10, guidance=1.0), PROMPTS, noise)
     scheduler = policy._pipeline.scheduler
     scheduler.set_timesteps(10)
     text = policy.encode([prompt.text for prompt in PROMPTS])
@@ -159,35 +160,64 @@ def test_noise_of_eta_1_goes_in_as_diffusers_puts_it(
             torch.testing.assert_close(grown.states[j + 1, :, branch], state, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # diffusers' table of levels
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@PREDICTION_TYPES
+def test_dpm_solver_takes_the_steps_of_diffusers_own(
+    policies: dict[str, Policy], prediction_type: str, eta: float
+) -> None:
+    policy, steps = policies[prediction_type], 10
+    noise = step_noise(LATENT_SHAPE, branches=2, steps=steps, seeds=SEEDS)
+    sampling = SamplingConfig(steps=steps, guidance=1.0, solver="dpmpp_2m", eta=eta)
+    grown = grow(policy, sampling, PROMPTS, noise)
+    schedule, text = policy.schedule(steps), policy.encode([prompt.text for prompt in PROMPTS])
+    for branch in range(2):
+        # Its own levels would be rounded from a table; it is given ours.
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            policy._pipeline.scheduler.config,
+            algorithm_type="sde-dpmsolver++" if eta else "dpmsolver++",
+            final_sigmas_type="zero",
+        )
+        scheduler.set_timesteps(steps)
+        levels, last = schedule.levels_T, schedule.next_levels_T[-1:]
+        scheduler.timesteps = schedule.timesteps_T
+        scheduler.sigmas = torch.cat([levels.noise / levels.signal, last.noise / last.signal])
+        state = noise[0, :, branch]
+        for j, timestep in enumerate(scheduler.timesteps):
+            with torch.no_grad():
+                output = policy.predict(state, timestep.expand(3), text, 1.0)
+            fresh = noise[j + 1, :, branch] if eta else None
+            state = scheduler.step(output, timestep, state, variance_noise=fresh).prev_sample
+            torch.testing.assert_close(grown.states[j + 1, :, branch], state, atol=1e-3, rtol=1e-3)
+
+
+SOLVERS = pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
+
+
+@SOLVERS
 @pytest.mark.parametrize("start", [0, 2])
-def test_branches_that_go_on_are_those_of_an_unbroken_growth(policy: Policy, start: int) -> None:
+def test_branches_that_go_on_are_those_of_an_unbroken_growth(
+    policy: Policy, start: int, solver: Literal["ddim", "dpmpp_2m"]
+) -> None:
     noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS)
-    schedule, columns = policy.schedule(STEPS), torch.tensor([[0, 2], [1, 2], [0, 1]])
-    rows = torch.arange(3)[:, None]
-    whole = grow(policy, schedule, PROMPTS, noise, guidance=2.0, eta=1.0, start=start, previews=(3, -1))
-    begun = grow(
-        policy, schedule, PROMPTS, noise, guidance=2.0, eta=1.0, start=start, previews=(3, -1), until=4
-    )
+    sampling = SamplingConfig(steps=STEPS, guidance=2.0, solver=solver)
+    columns, rows = torch.tensor([[0, 2], [1, 2], [0, 1]]), torch.arange(3)[:, None]
+    whole = grow(policy, sampling, PROMPTS, noise, start=start, previews=(3, -1))
+    begun = grow(policy, sampling, PROMPTS, noise, start=start, previews=(3, -1), until=4)
     assert sorted(begun.previews) == [3]
     assert begun.images == 3 * BRANCHES
-    kept = begun.kept(columns)
-    last = grow(
-        policy,
-        schedule,
-        PROMPTS,
-        noise[:, rows, columns],
-        guidance=2.0,
-        eta=1.0,
-        start=start,
-        previews=(3, -1),
-        grown=kept,
-    )
+    kept = begun.kept_from(3).kept(columns)
+    assert (kept.first, kept.taken) == (3, 4)
+    last = grow(policy, sampling, PROMPTS, noise[:, rows, columns], start=start, previews=(3, -1), grown=kept)
     assert sorted(last.previews) == [4]
     assert last.unet_evaluations == 2 * 3 * 2  # one step of two branches of three prompts, with guidance
     joined = kept.then(last)
     assert joined.unet_evaluations == whole.unet_evaluations - 2 * 3
-    assert joined.states.shape == (STEPS + 1, 3, 2, *LATENT_SHAPE)
-    torch.testing.assert_close(joined.states, whole.states[:, rows, columns], atol=1e-4, rtol=1e-4)
+    assert (joined.first, joined.taken) == (3, STEPS)
+    assert joined.states.shape == (STEPS + 1 - 3, 3, 2, *LATENT_SHAPE)
+    torch.testing.assert_close(joined.states, whole.states[3:, rows, columns], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
         joined.log_probabilities_TPK,
         whole.log_probabilities_TPK[:, rows, columns],

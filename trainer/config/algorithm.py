@@ -14,6 +14,9 @@ class SamplingConfig(Section):
     """Denoising steps from noise to picture."""
     guidance: NotNegative = 5.0
     """Scale of guidance, 1 none: classifier-free, or a distilled model's input; FLUX.1-schnell ignores it."""
+    solver: Literal["ddim", "dpmpp_2m"] = "ddim"
+    """How a step follows from what the model says: DDIM (flow matching: Euler), or DPM-Solver++(2M), which
+    looks back at the step before and so needs fewer of them; with eta 1 it is DPM++ 2M SDE."""
     eta: Share = 1.0
     """Noise put back at each step, by which branches part: 0 is DDIM (flow matching: Euler), 1 is DDPM."""
 
@@ -51,7 +54,8 @@ class SelectionConfig(Section):
     by: Literal["reward", "random"] = "reward"
     """reward, or the no-reward control: the same run with winners drawn at random."""
     temperature: NotNegative = 0.0
-    """0 takes the best branch; above 0 weights are proportional to exp(return / temperature)."""
+    """0 takes the best branch; above 0 weights are proportional to exp(return / temperature). Methods that
+    compare two branches draw in each optimizer step who wins by these, who loses by those of -return."""
     effective_branches: float | None = Field(None, ge=1)
     """How many branches the weights of a prompt amount to, 1 / sum of their squares: the temperature of each
     prompt is the one that makes it so. null leaves selection.temperature to say it."""

@@ -152,12 +152,21 @@ class TrainConfig(Section):
                 "given pictures are dealt to ranks in equal shares: make branching.prompts_per_update a "
                 "multiple of ranks.workers, and leave out ranks.min_workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_densities(self) -> Self:
         if self.reads_densities and self.sampling.eta == 0:
             raise ValueError(f"method={self.method} needs steps with noise: set sampling.eta > 0")
+        if self.reads_densities and self.sampling.solver != "ddim":
+            raise ValueError(
+                f"method={self.method} asks for the log-probability of a step from its state alone: "
+                "set sampling.solver=ddim"
+            )
         return self
 
     def _check_effective_branches(self, wanted: float) -> None:
-        if self.method != "sft_sharpening":
+        if self.method != "sft_sharpening" and not self.is_paired:
             raise ValueError(
                 f"method={self.method} does not weigh branches; leave out selection.effective_branches"
             )

@@ -18,15 +18,16 @@ from trainer.replay import Lesson, Replay
 
 class _Paired(Method):
     def parts(self, lesson: Lesson, step: int) -> Iterator[Part]:
-        """Of the best and the worst branch of each prompt."""
+        """Of a better and a worse branch of each prompt: at temperature 0 the best and the worst."""
         selection, size = lesson.selection, self._options.branches_per_micro_batch // 2
         draws = self._replayer.draw(lesson, step)
-        valid = selection.valid_P.nonzero()[:, 0]
+        best_P, worst_P = selection.pairs(draws.chances_P2)
+        gap_P, valid = selection.gaps(best_P, worst_P), selection.valid_P.nonzero()[:, 0]
         for first in range(0, len(valid), size):
             pairs = valid[first : first + size]
-            columns = torch.cat([selection.best_P[pairs], selection.worst_P[pairs]])
+            columns = torch.cat([best_P[pairs], worst_P[pairs]])
             replay = self._replayer.replay(lesson.branches, pairs.repeat(2), columns, draws)
-            yield partial(self._compared, replay, selection.gap_P[pairs].to(self._replayer.device))
+            yield partial(self._compared, replay, gap_P[pairs].to(self._replayer.device))
 
     def _compared(self, replay: Replay, gaps_B: Tensor) -> Terms:
         ratios_N, divergences_N = self._ratios(replay)

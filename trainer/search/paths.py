@@ -37,8 +37,7 @@ def cost_of_path(steps: int) -> int:
 
 
 def _best(searcher: Searcher, states: Tensor, j: int, count: int) -> Tensor:
-    clean, _ = searcher.estimate(states, j)
-    return states[searcher.judge(clean, finished=False).topk(count).indices]
+    return states[searcher.judge(searcher.estimate(states, j), finished=False).topk(count).indices]
 
 
 def _noised(searcher: Searcher, states: Tensor, j: int) -> Tensor:

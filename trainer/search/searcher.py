@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import SamplingConfig
-from trainer.diffusion import clean_and_noise, step_distribution
+from trainer.diffusion import clean_and_noise, step
 from trainer.policy import Policy
 
 Judge = Callable[[NDArray[np.uint8], str], Tensor]
@@ -86,8 +86,8 @@ class Searcher:
         return drawn.to(self._policy.device)
 
     @torch.no_grad()
-    def estimate(self, states: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        """The x0 and the noise that the model sees in N states before step j; costs N steps.
+    def output(self, states: Tensor, j: int) -> Tensor:
+        """What the model says at N states before step j; costs N steps.
 
         Raises:
             RuntimeError: the budget is spent.
@@ -95,20 +95,26 @@ class Searcher:
         if len(states) > self.affordable:
             raise RuntimeError(f"{len(states)} steps are not left in a budget of {self.budget} evaluations")
         self.evaluations += len(states) * self._policy.evaluations(self.sampling.guidance)
-        output = torch.cat([self._predict(part, j) for part in states.split(BATCH)])
-        return clean_and_noise(states, output, self.schedule.levels_T[j], self.schedule.prediction_type)
+        return torch.cat([self._predict(part, j) for part in states.split(BATCH)])
+
+    def estimate(self, states: Tensor, j: int) -> Tensor:
+        """The x0 that the model sees in N states before step j; costs N steps."""
+        level, kind = self.schedule.levels_T[j], self.schedule.prediction_type
+        return clean_and_noise(states, self.output(states, j), level, kind)[0]
 
     def distribution(self, states: Tensor, j: int, eta: float) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of where step j leads; costs N steps."""
-        clean, eps = self.estimate(states, j)
-        schedule = self.schedule
-        return step_distribution(clean, eps, schedule.levels_T[j], schedule.next_levels_T[j], eta)
+        """Mean and standard deviation of where a step of DDIM leads; costs N steps."""
+        _, mean, std = step(self.schedule, j, states, self.output(states, j), eta=eta)
+        return mean, std
 
     def denoise(self, states: Tensor, first: int = 0, *, last: int | None = None, eta: float = 0.0) -> Tensor:
         """Take steps `first` up to `last`, by default to the end; costs N times as many steps."""
+        earlier = None
         for j in range(first, self.steps if last is None else last):
-            mean, std = self.distribution(states, j, eta)
+            output = self.output(states, j)
+            clean, mean, std = step(self.schedule, j, states, output, eta=eta, earlier=earlier)
             states = mean if eta == 0 else mean + std * self.noise(len(states))
+            earlier = clean if self.sampling.solver == "dpmpp_2m" else None
         return states
 
     def judge(self, latents: Tensor, *, finished: bool) -> Tensor:

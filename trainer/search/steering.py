@@ -45,7 +45,7 @@ def _steer(searcher: Searcher, weigh: Callable[[Tensor], Tensor]) -> None:
             state = mean + std * searcher.noise(1)
             continue
         noises = searcher.noise(count)
-        clean, _ = searcher.estimate(mean + std * noises, j + 1)
+        clean = searcher.estimate(mean + std * noises, j + 1)
         weights = weigh(searcher.judge(clean, finished=False)).to(noises.device)
         mixed = (weights[:, None, None, None] * noises).sum(0, keepdim=True)
         state = mean + std * mixed * (noises[0].numel() ** 0.5 / mixed.norm().clamp(min=1e-12))

@@ -75,7 +75,8 @@ def test_previews_are_counted_from_either_end(path: Path) -> None:
             ["ranks.sharding=full", "model.lora=null", "model.states_with_gradients=2"],
             "evaluate in step: set loss.branches_per_micro_batch",
         ),
-        (["selection.effective_branches=2"], "method=rlhf_sharpening does not weigh branches"),
+        (["method=ddpo", "selection.effective_branches=2"], "method=ddpo does not weigh branches"),
+        (["method=grpo", "sampling.solver=dpmpp_2m"], "set sampling.solver=ddim"),
         (
             ["method=sft_sharpening", "selection.effective_branches=2", "selection.temperature=1"],
             "selection.effective_branches or selection.temperature, not both",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.tiny import IMAGE_SIZE, LATENT_SHAPE
 from trainer.branches import Branches, grow, step_noise
-from trainer.config import LoraConfig, ModelConfig
+from trainer.config import LoraConfig, ModelConfig, SamplingConfig
 from trainer.diffusion import clean_and_noise, log_probability, step_distribution
 from trainer.families import FAMILIES
 from trainer.families.family import Conditioning
@@ -76,7 +76,7 @@ def grown_by(
     eta: float = 0.0,
 ) -> Branches:
     noise = step_noise(policy.latent_shape, branches=1, steps=steps if eta else 0, seeds=seeds)
-    return grow(policy, policy.schedule(steps), prompts, noise, guidance=guidance, eta=eta)
+    return grow(policy, SamplingConfig(steps=steps, guidance=guidance, eta=eta), prompts, noise)
 
 
 def first_noise() -> Tensor:
