@@ -34,6 +34,8 @@ class Branches:
     """(T, P, K) log-density of each step as it was taken; NaN for a step without noise."""
     decoding_s: float = 0.0
     """Of the time that it took, what went into previews."""
+    sizes: Tensor | None = None
+    """(P, K, 6) of given pictures, as in `Conditioning`; None where a model drew pictures of its own size."""
 
     @property
     def clean(self) -> Tensor:
@@ -45,6 +47,11 @@ class Branches:
         """How many previews there are."""
         return sum(of_step.shape[0] * of_step.shape[1] for of_step in self.previews.values())
 
+    def told(self, rows: Tensor, columns: Tensor) -> Conditioning:
+        """What a network is told of B branches: (B,) their prompts and their places among a prompt's."""
+        text = self.text.take(rows)
+        return text if self.sizes is None else text.of_sizes(self.sizes[rows, columns])
+
     def kept(self, columns_PN: Tensor) -> "Branches":
         """N of each prompt's branches; what the others took stays counted."""
         rows_P1 = torch.arange(len(columns_PN))[:, None]
@@ -53,6 +60,7 @@ class Branches:
             states=self.states[:, rows_P1, columns_PN],
             previews={step: of_step[rows_P1, columns_PN] for step, of_step in self.previews.items()},
             log_probabilities_TPK=self.log_probabilities_TPK[:, rows_P1, columns_PN],
+            sizes=None if self.sizes is None else self.sizes[rows_P1, columns_PN],
         )
 
     def then(self, later: "Branches") -> "Branches":
