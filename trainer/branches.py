@@ -38,7 +38,9 @@ class Branches:
     first: int = 0
     """The step before which the first of the states is."""
     estimate: Tensor | None = None
-    """(P, K, C, h, w): the x0 estimate of the last step that was taken."""
+    """(P, K, C, h, w): the x0 estimate of the last step that was taken, where the next one looks back at it."""
+    sizes: Tensor | None = None
+    """(P, K, 6) of given pictures, as in `Conditioning`; None where a model drew pictures of its own size."""
 
     @property
     def taken(self) -> int:
@@ -55,6 +57,11 @@ class Branches:
         """How many previews there are."""
         return sum(of_step.shape[0] * of_step.shape[1] for of_step in self.previews.values())
 
+    def told(self, rows: Tensor, columns: Tensor) -> Conditioning:
+        """What a network is told of B branches: (B,) their prompts and their places among a prompt's."""
+        text = self.text.take(rows)
+        return text if self.sizes is None else text.of_sizes(self.sizes[rows, columns])
+
     def kept(self, columns_PN: Tensor) -> "Branches":
         """N of each prompt's branches; what the others took stays counted."""
         rows_P1 = torch.arange(len(columns_PN))[:, None]
@@ -64,13 +71,14 @@ class Branches:
             estimate=None if self.estimate is None else self.estimate[rows_P1, columns_PN],
             previews={step: of_step[rows_P1, columns_PN] for step, of_step in self.previews.items()},
             log_probabilities_TPK=self.log_probabilities_TPK[:, rows_P1, columns_PN],
+            sizes=None if self.sizes is None else self.sizes[rows_P1, columns_PN],
         )
 
     def then(self, later: "Branches") -> "Branches":
         """These and the steps that they grew on by."""
         return replace(
             later,
-            states=torch.cat([self.states, later.states[1:]]),
+            states=torch.cat([self.states, later.states[1:].to(self.states.device)]),
             previews=self.previews | later.previews,
             unet_evaluations=self.unet_evaluations + later.unet_evaluations,
             log_probabilities_TPK=torch.cat([self.log_probabilities_TPK, later.log_probabilities_TPK]),
@@ -164,7 +172,7 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         log_probabilities_TPK=torch.stack(densities),
         decoding_s=decoding_s,
         first=first,
-        estimate=earlier,
+        estimate=None if until is None else earlier,
     )
 
 

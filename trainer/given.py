@@ -1,7 +1,8 @@
 """Pictures that somebody else made, as lessons: what standard fine-tuning and offline preference pairs learn.
 
 A captioned picture is a prompt with one branch of weight 1; a preference pair is one with two, of which the
-chosen is the best. Their latents are their ends, and are noised anew: nothing else was visited.
+chosen is the best. Their latents are their ends, and are noised anew: nothing else was visited. SDXL is told
+how each was scaled and cropped, so that it does not learn to draw what that did to them.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def lesson_of(policy: Policy, items: Sequence[Given], seeds: tuple[int, ...]) ->
     """A micro-batch of pictures of one size as a lesson; no score says what it returns."""
     rows = [_pictures(item) for item in items]
     count, width = len(rows), len(rows[0])
-    latents = policy.compress(np.stack([picture for row in rows for picture in row]))
+    latents = policy.compress(np.stack([picture.image for row in rows for picture in row]))
     clean = latents.unflatten(0, (count, width))
     prompts = tuple(Prompt(index, item.prompt) for index, item in enumerate(items))
     return Lesson(
@@ -53,6 +54,7 @@ def lesson_of(policy: Policy, items: Sequence[Given], seeds: tuple[int, ...]) ->
             previews={},
             unet_evaluations=0,
             log_probabilities_TPK=torch.empty(0, count, width),
+            sizes=torch.tensor([[picture.sizes for picture in row] for row in rows], device=policy.device),
         ),
         Selection(
             returns_PK=torch.full((count, width), torch.nan),
@@ -66,5 +68,5 @@ def lesson_of(policy: Policy, items: Sequence[Given], seeds: tuple[int, ...]) ->
     )
 
 
-def _pictures(item: Given) -> list[np.ndarray]:
-    return [item.image] if isinstance(item, ImageText) else [item.chosen.image, item.rejected.image]
+def _pictures(item: Given) -> list[ImageText]:
+    return [item] if isinstance(item, ImageText) else [item.chosen, item.rejected]

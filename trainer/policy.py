@@ -282,7 +282,7 @@ class Policy:
     def _guided(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
         if self.evaluations(guidance) == 1:
             return self._evaluate(sample, timesteps, text, guidance)
-        empty = self._empty.take(torch.zeros(len(sample), dtype=torch.long))
+        empty = self._empty.take(torch.zeros(len(sample), dtype=torch.long)).of_sizes(text.sizes)
         both = self._evaluate(
             torch.cat([sample, sample]),
             torch.cat([timesteps, timesteps]),

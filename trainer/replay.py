@@ -113,7 +113,7 @@ class Replayer:
         else:
             states = add_noise(clean, draws.noise_PT[rows, steps].to(self.device), levels)
         targets = target_output(states, clean, levels, self._schedule.prediction_type)
-        return Replay(states, targets, steps, branches.text.take(rows), moved, taken, count)
+        return Replay(states, targets, steps, branches.told(rows, columns), moved, taken, count)
 
     def outputs(self, replay: Replay) -> Tensor:
         """What the policy says at the replayed states, with gradients."""

@@ -8,12 +8,17 @@ import torch
 
 from tests.captioned import picture, write_folder
 from tests.small_run import CPU, ScoringHere, configured, started
-from trainer.config import ConfigError, TrainConfig
+from tests.tiny import TEXT_WIDTH
+from trainer.config import ConfigError, ModelConfig, TrainConfig
+from trainer.data.pairs import PreferencePair
+from trainer.data.rows import ImageText
 from trainer.given import lesson_of, open_stream
 from trainer.loop import run, sample
 from trainer.methods import Terms
 from trainer.metrics import read_metrics
+from trainer.policy import Policy
 from trainer.ranks import Ranks
+from trainer.replay import Lesson
 from trainer.run import Run
 from trainer.run_folder import RunFolder
 
@@ -36,6 +41,24 @@ def preferred(tmp_path: Path) -> Path:
 
 def config_of(tmp_path: Path, pipeline: Path, method: str, source: Path, *more: str) -> TrainConfig:
     return configured(tmp_path, pipeline, f"method={method}", f"data.source={source}", *more)
+
+
+def told_of(begun: Run, lesson: Lesson) -> torch.Tensor:
+    """The size ids that reach the UNet while a lesson is learned, a row for each picture it evaluates."""
+    told: list[torch.Tensor] = []
+    hook = begun.policy.denoiser.register_forward_pre_hook(
+        lambda _, inputs, named: told.append(named["added_cond_kwargs"]["time_ids"]), with_kwargs=True
+    )
+    for part in begun.learner.method.parts(lesson, 0):
+        part()
+    hook.remove()
+    return torch.cat(told)
+
+
+def time_ids(begun: Run, *rows: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]) -> torch.Tensor:
+    """What diffusers makes of original sizes, crops and target sizes."""
+    made = begun.policy._pipeline._get_add_time_ids
+    return torch.cat([made(*row, torch.int64, text_encoder_projection_dim=TEXT_WIDTH) for row in rows])
 
 
 def learned(begun: Run, steps: int = 8) -> tuple[float, float]:
@@ -93,6 +116,74 @@ def test_a_whole_run_of_given_pictures_scores_none(
     assert [line["reward"] for line in lines] == [None] * 3
     assert all(line["loss"] > 0 for line in lines)
     assert RunFolder(config.run_folder).is_finished
+
+
+def test_sdxl_is_told_how_captioned_pictures_were_scaled_and_cropped(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    """20 rows of 40 become 16 of 32, of which columns 8 to 23 are kept; 24 of 12 become 32 of 16."""
+    pictures = {
+        "wide": picture("red", 40, 20),
+        "tall": picture("blue", 12, 24),
+        "whole": picture("gray", 16, 16),
+    }
+    source = write_folder(tmp_path / "a", [{"text": name, "image": one} for name, one in pictures.items()])
+    options = ("branching.prompts_per_update=3", "branching.prompts_per_micro_batch=3")
+    begun = started(config_of(tmp_path, pipelines["epsilon"], "standard", source, *options))
+    expected = {
+        "wide": ((20, 40), (0, 8), (16, 16)),
+        "tall": ((24, 12), (8, 0), (16, 16)),
+        "whole": ((16, 16), (0, 0), (16, 16)),
+    }
+    (lesson, _), *_ = sample(begun)
+    rows = [expected[prompt.text] for prompt in lesson.branches.prompts for _ in range(2)]  # states of each
+    guided = time_ids(begun, *rows, *rows)  # the empty prompt is told the same
+    assert torch.equal(told_of(begun, lesson), guided)
+
+
+def test_sdxl_is_told_of_each_picture_of_a_pair(
+    pipelines: dict[str, Path], tmp_path: Path, preferred: Path
+) -> None:
+    """Two pairs of one prompt, four pictures with sizes of their own; one UNet is policy and reference."""
+    sizes = [((20 + n, 40), (n, 8), (16, 16)) for n in range(4)]
+    pictures = [ImageText("a", np.zeros((16, 16, 3), np.uint8), *told) for *told, _ in sizes]
+    options = ("model.lora={rank: 4}", "branching.prompts_per_update=2")
+    begun = started(config_of(tmp_path, pipelines["epsilon"], "diffusion_dpo", preferred, *options))
+    pairs = [PreferencePair("a", *pictures[:2]), PreferencePair("a", *pictures[2:])]
+    lesson = lesson_of(begun.policy, pairs, (1, 2))
+    chosen_then_rejected = [sizes[n] for n in (0, 2, 1, 3) for _ in range(2)]  # states of each
+    guided_by_both = time_ids(begun, *(4 * chosen_then_rejected))
+    assert torch.equal(told_of(begun, lesson), guided_by_both)
+    second = lesson.branches.kept(torch.tensor([[1], [1]])).told(torch.tensor([1]), torch.tensor([0]))
+    assert torch.equal(second.sizes, time_ids(begun, sizes[3]))
+
+
+def test_in_buckets_the_target_is_the_buckets_size(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "a", [{"text": "wide", "image": picture("red", 60, 20)}])
+    options = ("data.buckets=true", "branching.prompts_per_update=1", "branching.prompts_per_micro_batch=1")
+    begun = started(config_of(tmp_path, pipelines["epsilon"], "standard", source, *options))
+    (lesson, _), *_ = sample(begun)
+    _, _, _, _, height, width = told_of(begun, lesson)[0].tolist()
+    assert (height, width) == tuple(2 * side for side in lesson.branches.clean.shape[-2:])
+    assert height < 16 < width
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd1", "sd3", "flux-dev"])
+def test_only_sdxl_answers_to_sizes(families: dict[str, Path], name: str) -> None:
+    policy = Policy.load(ModelConfig(path=str(families[name]), image_size=16))
+    text, timesteps = policy.encode(["a red circle"] * 2), policy.schedule(4).timesteps_T[:2]
+    sample = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    own, cropped = [16, 16, 0, 0, 16, 16], [20, 40, 0, 8, 16, 16]
+    with torch.no_grad():
+        untold = policy.predict(sample, timesteps, text, 3.0)
+        first, second = (
+            (policy.predict(sample, timesteps, text.of_sizes(torch.tensor(rows)), 3.0) - untold)
+            .abs()
+            .amax((1, 2, 3))
+            for rows in ([own, own], [own, cropped])
+        )
+    assert first.max() == second[0] == 0
+    assert (second[1] > 1e-3) == (name == "sdxl")
 
 
 def test_a_lesson_keeps_prompts_and_seeds(

@@ -59,7 +59,7 @@ def branches(failing: Sequence[tuple[int, int, int]] = ()) -> Branches:
     empty = torch.zeros(2, 1, 1)
     return Branches(
         prompts=PROMPTS,
-        text=Conditioning(empty, empty),
+        text=Conditioning(empty, empty, empty),
         states=torch.zeros(1, 2, BRANCHES, 1, 1, 1),
         previews={9: pictures[:, :, 1], 4: pictures[:, :, 0]},
         unet_evaluations=0,

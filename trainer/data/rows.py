@@ -41,6 +41,11 @@ class ImageText:
     crop_top_left: Size
     """How far (down, right) it was cut from the scaled picture's corner."""
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Original size, crop and own size, six numbers in the order in which SDXL is told of them."""
+        return *self.original_size, *self.crop_top_left, *self.image.shape[:2]
+
 
 class Rows:
     """The usable rows of a source."""

@@ -25,27 +25,33 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """N encoded prompts."""
+    """N encoded prompts, and the sizes of the pictures that they are to become."""
 
     hidden: Tensor
     """(N, L, D) token features."""
     pooled: Tensor
     """(N, E) features of the whole prompt; (N, 0) where the network asks for none."""
+    sizes: Tensor
+    """(N, 6) pixels down and across: of the picture before it was scaled, cut off it then, of what is drawn;
+    (N, 0) where the network asks for none."""
 
     def take(self, rows: Tensor) -> "Conditioning":
         """The given rows, repeats allowed."""
-        return Conditioning(self.hidden[rows], self.pooled[rows])
+        return Conditioning(self.hidden[rows], self.pooled[rows], self.sizes[rows])
 
     def to(self, device: torch.device) -> "Conditioning":
         """The same prompts on another device."""
-        return Conditioning(self.hidden.to(device), self.pooled.to(device))
+        return Conditioning(self.hidden.to(device), self.pooled.to(device), self.sizes.to(device))
+
+    def of_sizes(self, sizes: Tensor) -> "Conditioning":
+        """The same prompts for pictures of other sizes, one a row."""
+        return Conditioning(self.hidden, self.pooled, sizes)
 
     @staticmethod
     def joined(parts: "Sequence[Conditioning]") -> "Conditioning":
         """The rows of all parts, one after the other."""
-        return Conditioning(
-            torch.cat([part.hidden for part in parts]), torch.cat([part.pooled for part in parts])
-        )
+        columns = zip(*((part.hidden, part.pooled, part.sizes) for part in parts))
+        return Conditioning(*map(torch.cat, columns))
 
 
 class Family(ABC):

@@ -46,7 +46,7 @@ class Flux(Family):
         """T5's tokens, as many as the model cards say; CLIP's pooled output."""
         tokens = 512 if self._guided else 256
         hidden, pooled, _ = self.pipeline.encode_prompt(text, device=device, max_sequence_length=tokens)
-        return Conditioning(hidden, pooled)
+        return Conditioning(hidden, pooled, hidden.new_empty(1, 0))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float

@@ -26,7 +26,7 @@ class StableDiffusion(Family):
     def encode(self, text: str, device: torch.device) -> Conditioning:
         """The last layer of CLIP; nothing pooled."""
         hidden, _ = self.pipeline.encode_prompt(text, device, 1, do_classifier_free_guidance=False)
-        return Conditioning(hidden, hidden.new_empty(1, 0))
+        return Conditioning(hidden, hidden.new_empty(1, 0), hidden.new_empty(1, 0))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float

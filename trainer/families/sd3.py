@@ -30,7 +30,7 @@ class StableDiffusion3(Family):
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             text, None, None, device=device, do_classifier_free_guidance=False
         )
-        return Conditioning(hidden, pooled)
+        return Conditioning(hidden, pooled, hidden.new_empty(1, 0))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float

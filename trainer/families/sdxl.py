@@ -26,19 +26,22 @@ class StableDiffusionXL(Family):
     def encode(self, text: str, device: torch.device) -> Conditioning:
         """The layers before the last of two CLIPs, side by side; the second's projection."""
         encoded = self.pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False)
-        return Conditioning(encoded[0], encoded[2])
+        return Conditioning(encoded[0], encoded[2], self._own_size(device))
 
     def encode_empty(self, device: torch.device) -> Conditioning:
         """The empty prompt, or zeros where the pipeline says so."""
         _, hidden, _, pooled = self.pipeline.encode_prompt("", device=device)
-        return Conditioning(hidden, pooled)
+        return Conditioning(hidden, pooled, self._own_size(device))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float
     ) -> Tensor:
-        """The UNet's, told of pictures that were neither scaled nor cropped (section 2.2)."""
-        height, width = (side * self.pipeline.vae_scale_factor for side in sample.shape[2:])
-        time_ids = text.pooled.new_tensor([height, width, 0, 0, height, width]).expand(len(sample), -1)
-        added = {"text_embeds": text.pooled, "time_ids": time_ids}
+        """The UNet's, told how pictures were scaled and cropped (section 2.2)."""
+        added = {"text_embeds": text.pooled, "time_ids": text.sizes}
         output: Tensor = network(sample, timesteps, text.hidden, added_cond_kwargs=added).sample
         return output
+
+    def _own_size(self, device: torch.device) -> Tensor:
+        """(1, 6): a picture that was neither scaled nor cropped."""
+        side = self.latent_shape[1] * self.pipeline.vae_scale_factor
+        return torch.tensor([[side, side, 0, 0, side, side]], device=device)

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.captioned import picture, rows, write_folder, write_parquet
 from trainer.config import DataConfig
-from trainer.data.rows import Rows
+from trainer.data.rows import ImageText, Rows
 from trainer.data.sources import DataError
 
 
@@ -63,3 +64,9 @@ def test_sizes_are_read_where_they_are_needed(tmp_path: Path) -> None:
     found = opened(write_folder(tmp_path / "a", [*rows(1), wide]), buckets=True)
     assert found.sizes() == [(16, 24), (20, 40)]
     assert (found.pictures, found.report) == (1, "2 rows")
+
+
+def test_sizes_are_in_the_order_of_sdxls_conditioning() -> None:
+    """Height before width: of the original, of what was cut off, of the picture as it is learned."""
+    pixels = np.zeros((5, 6, 3), np.uint8)
+    assert ImageText("a", pixels, original_size=(1, 2), crop_top_left=(3, 4)).sizes == (1, 2, 3, 4, 5, 6)

@@ -260,11 +260,19 @@ def test_pictures_can_have_another_size(families: dict[str, Path], name: str) ->
 
 
 def test_rows_of_a_conditioning() -> None:
-    text = Conditioning(torch.arange(6.0).reshape(3, 1, 2), torch.arange(3.0)[:, None])
+    sizes = torch.arange(18).reshape(3, 6)
+    text = Conditioning(torch.arange(6.0).reshape(3, 1, 2), torch.arange(3.0)[:, None], sizes)
     taken = text.take(torch.tensor([2, 2, 0]))
     assert taken.hidden[:, 0].tolist() == [[4, 5], [4, 5], [0, 1]]
     assert taken.pooled[:, 0].tolist() == [2, 2, 0]
+    assert taken.sizes[:, 0].tolist() == [12, 12, 0]
     both = Conditioning.joined([taken, text])
     assert both.pooled[:, 0].tolist() == [2, 2, 0, 0, 1, 2]
     assert torch.equal(both.hidden[3:], text.hidden)
-    assert text.to(torch.device("meta")).pooled.is_meta
+    assert both.sizes[:, 5].tolist() == [17, 17, 5, 5, 11, 17]
+    other = text.of_sizes(sizes + 1)
+    assert torch.equal(other.hidden, text.hidden)
+    assert other.sizes[0].tolist() == [1, 2, 3, 4, 5, 6]
+    elsewhere = text.to(torch.device("meta"))
+    assert elsewhere.pooled.is_meta
+    assert elsewhere.sizes.is_meta
