@@ -26,7 +26,7 @@ HOMES = {
             for name in ("flux", "index", "schedules", "sd", "sd3", "sdxl", "weightless")
         ),
     },
-    "peft": {"trainer/policy.py"},
+    "peft": {"trainer/adapters.py"},
     "wandb": {"trainer/trackers.py"},
     "mlflow": {"trainer/trackers.py"},
     "datasets": {"trainer/data/sources.py"},

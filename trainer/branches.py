@@ -38,7 +38,7 @@ class Branches:
     first: int = 0
     """The step before which the first of the states is."""
     estimate: Tensor | None = None
-    """(P, K, C, h, w): the x0 estimate of the last step that was taken, where the next one looks back at it."""
+    """(P, K, C, h, w): the x0 estimate of the last step, where the next one looks back at it."""
     sizes: Tensor | None = None
     """(P, K, 6) of given pictures, as in `Conditioning`; None where a model drew pictures of its own size."""
 

@@ -56,7 +56,7 @@ class HeldOut:
             Halted: a reward or the judge gave no score at all.
         """
         sampling, pictures, pending = self._config.sampling, [], []
-        with policy.gathered():
+        with policy.sampling():
             for chunk in self._chunks():
                 prompts = [prompt for prompt, _ in chunk]
                 seeds = [EVALUATION_SEED + 7919 * seed for _, seed in chunk]

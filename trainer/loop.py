@@ -175,7 +175,7 @@ def grow_and_score(run: Run, growing: Sequence[Growing], until: int) -> None:
         Halted: too many scores failed, here or on another rank.
     """
     rewards, waiting = list(run.config.rewards.weights), []
-    with run.costs.timed("sampling_s"), run.policy.gathered():
+    with run.costs.timed("sampling_s"), run.policy.sampling():
         for of_prompts in growing:
             steps = of_prompts.grow(run.policy, until)
             waiting.append(submit_previews(run.scoring, steps, rewards, run.budget))

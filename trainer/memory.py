@@ -187,7 +187,7 @@ def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOn
     policy.device = torch.device("cpu")
     with as_there:
         with LiveMemory() as encoding, torch.no_grad():
-            text = family.encode("", META)
+            text = family.encode([""], META)
         rows = torch.zeros(prompts * branches, dtype=torch.long, device=META)
         guidance, step = config.sampling.guidance, latents.new_zeros(len(latents))
         # What guidance leads away from is encoded once and kept.

@@ -1,4 +1,4 @@
-"""The policy: a diffusers pipeline whose denoiser, UNet or transformer, is trained; here alone peft is known.
+"""The policy: a diffusers pipeline whose denoiser, UNet or transformer, is trained.
 
 What one kind of pipeline does otherwise than another is in `families`.
 Shapes: N pictures, (C, h, w) a latent, (H, W) a picture.
@@ -17,23 +17,20 @@ from accelerate import cpu_offload_with_hook
 from accelerate.hooks import UserCpuOffloadHook
 from diffusers.utils import logging
 from numpy.typing import NDArray
-from peft import LoraConfig as PeftLoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging as transformers_logging
 
+from trainer import adapters
 from trainer.autoencoder import decoded, encoded
 from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import Schedule
+from trainer.encoded import Encoded
 from trainer.families.family import Conditioning, Family, ModelError
 from trainer.families.index import check_model, not_there
 from trainer.sharding import assembled, gathered, shard
 
 __all__ = ["ModelError", "Policy", "check_model"]
-
-ENCODED_PROMPTS = 512
-"""Prompts whose features are kept, in the host's memory; SDXL's take half a megabyte each, FLUX's eight."""
 
 
 class Policy:
@@ -57,6 +54,7 @@ class Policy:
                 module.requires_grad_(False).eval()
                 if module is not network:
                     self._place(module, visits=offload)
+        vae.to(memory_format=torch.channels_last)  # a tenth faster on CPUs, more in half precision on GPUs
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()  # SDXL's autoencoder overflows in half precision
         self._dtype: torch.dtype = network.dtype
@@ -65,6 +63,7 @@ class Policy:
         self.sharded = sharded
         """Whether each rank holds its part of what is trained, and of the reference."""
         self._network_class = type(network)
+        self._trainable = trainable
         self._frozen = self._begin_training() if trainable else None
         for own in [network] if self._frozen is None else [network, self._frozen]:
             if sharded:
@@ -74,7 +73,7 @@ class Policy:
         self.states_with_gradients: int | None = None
         """Most states whose activations are kept at a time."""
         self._reference_active = False
-        self._encoded = functools.lru_cache(ENCODED_PROMPTS)(self._encode)
+        self._encoded = Encoded(lambda texts: family.encode(texts, device))
 
     @classmethod
     def load(
@@ -154,9 +153,9 @@ class Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text features of N prompts; those of a text that was met lately are not computed again."""
-        rows = [self._encoded(text) for text in prompts]
+        text = self._encoded(prompts).to(self.device)
         self._send_home()
-        return Conditioning.joined(rows).to(self.device)
+        return text
 
     def predict(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
         """The model's output under guidance as at inference: (N, C, h, w) to the same.
@@ -211,12 +210,15 @@ class Policy:
         self._send_home()
         return latents
 
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
+    def sampling(self) -> contextlib.AbstractContextManager[None]:
         """Within this block a rank predicts alone, without gradients: it has the whole denoiser meanwhile.
 
-        All ranks enter it; what is trained is not to be touched within.
+        Adapters are part of the weights, where that loses nothing. All ranks enter it; what is trained is not
+        to be touched within, nor the reference asked.
         """
-        return gathered(self.denoiser) if self.sharded else contextlib.nullcontext()
+        if self.sharded:
+            return gathered(self.denoiser)
+        return adapters.merged(self.denoiser) if self.lora and self._trainable else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def assembled(self, *, keep: bool) -> Iterator[None]:
@@ -233,11 +235,8 @@ class Policy:
         if self.lora is None:
             self._pipeline.save_pretrained(folder)
         else:
-            network, name = self._family.network, self._family.denoiser
-            layers = {f"{name}_lora_layers": get_peft_model_state_dict(network)}
-            # Without it diffusers takes alpha for the rank and scales the adapters wrongly.
-            metadata = {f"{name}_lora_adapter_metadata": network.peft_config["default"].to_dict()}
-            self._pipeline.save_lora_weights(folder, **layers, **metadata)
+            layers = adapters.saved(self._family.network, self._family.denoiser)
+            self._pipeline.save_lora_weights(folder, **layers)
 
     def _begin_training(self) -> nn.Module | None:
         """Make weights or adapters trainable, in float32; the reference, where that is a copy."""
@@ -246,20 +245,10 @@ class Policy:
             frozen = copy.deepcopy(network)
             network.requires_grad_(True)
         else:
-            network.add_adapter(
-                PeftLoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    target_modules=list(lora.target_modules or self._family.lora_targets),
-                    init_lora_weights="gaussian",
-                )
-            )
+            adapters.add(network, lora, self._family.lora_targets)
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
         return frozen
-
-    def _encode(self, text: str) -> Conditioning:
-        return self._family.encode(text, self.device).to(torch.device("cpu"))
 
     @functools.cached_property
     @torch.no_grad()

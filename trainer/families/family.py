@@ -120,12 +120,12 @@ class Family(ABC):
         """The noise levels of a trajectory of `steps` steps."""
 
     @abstractmethod
-    def encode(self, text: str, device: torch.device) -> Conditioning:
-        """One prompt, one row."""
+    def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
+        """N prompts, N rows."""
 
     def encode_empty(self, device: torch.device) -> Conditioning:
         """The prompt that guidance leads away from, one row."""
-        return self.encode("", device)
+        return self.encode([""], device)
 
     @abstractmethod
     def evaluate(

@@ -4,6 +4,8 @@ FLUX.1-dev takes the scale of guidance as an input, FLUX.1-schnell takes none: e
 evaluation.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from diffusers import FluxPipeline
@@ -42,11 +44,13 @@ class Flux(Family):
         sigmas = np.linspace(1, 1 / steps, steps).tolist()
         return flow_schedule(self.pipeline, steps, tokens=self.patches, sigmas=sigmas)
 
-    def encode(self, text: str, device: torch.device) -> Conditioning:
+    def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         """T5's tokens, as many as the model cards say; CLIP's pooled output."""
         tokens = 512 if self._guided else 256
-        hidden, pooled, _ = self.pipeline.encode_prompt(text, device=device, max_sequence_length=tokens)
-        return Conditioning(hidden, pooled, hidden.new_empty(1, 0))
+        hidden, pooled, _ = self.pipeline.encode_prompt(
+            list(texts), device=device, max_sequence_length=tokens
+        )
+        return Conditioning(hidden, pooled, hidden.new_empty(len(hidden), 0))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a UNet that reads the token features of one CLIP."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,10 +23,10 @@ class StableDiffusion(Family):
         """DDIM's."""
         return ddpm_schedule(self.pipeline, steps)
 
-    def encode(self, text: str, device: torch.device) -> Conditioning:
+    def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         """The last layer of CLIP; nothing pooled."""
-        hidden, _ = self.pipeline.encode_prompt(text, device, 1, do_classifier_free_guidance=False)
-        return Conditioning(hidden, hidden.new_empty(1, 0), hidden.new_empty(1, 0))
+        hidden, _ = self.pipeline.encode_prompt(list(texts), device, 1, do_classifier_free_guidance=False)
+        return Conditioning(hidden, hidden.new_empty(len(hidden), 0), hidden.new_empty(len(hidden), 0))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float

@@ -1,5 +1,7 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a transformer trained by flow matching; two CLIPs and T5."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
@@ -25,12 +27,12 @@ class StableDiffusion3(Family):
         """Euler's, shifted."""
         return flow_schedule(self.pipeline, steps, tokens=self.patches)
 
-    def encode(self, text: str, device: torch.device) -> Conditioning:
+    def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         """The tokens of both CLIPs, then T5's; the projections of both CLIPs."""
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
-            text, None, None, device=device, do_classifier_free_guidance=False
+            list(texts), None, None, device=device, do_classifier_free_guidance=False
         )
-        return Conditioning(hidden, pooled, hidden.new_empty(1, 0))
+        return Conditioning(hidden, pooled, hidden.new_empty(len(hidden), 0))
 
     def evaluate(
         self, network: nn.Module, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float

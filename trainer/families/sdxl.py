@@ -1,6 +1,6 @@
 """Stable Diffusion XL (arXiv 2307.01952): a UNet that reads two CLIPs and the size of the picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,10 +23,10 @@ class StableDiffusionXL(Family):
         """DDIM's."""
         return ddpm_schedule(self.pipeline, steps)
 
-    def encode(self, text: str, device: torch.device) -> Conditioning:
+    def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         """The layers before the last of two CLIPs, side by side; the second's projection."""
-        encoded = self.pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False)
-        return Conditioning(encoded[0], encoded[2], self._own_size(device))
+        encoded = self.pipeline.encode_prompt(list(texts), device=device, do_classifier_free_guidance=False)
+        return Conditioning(encoded[0], encoded[2], self._own_size(device).expand(len(texts), -1))
 
     def encode_empty(self, device: torch.device) -> Conditioning:
         """The empty prompt, or zeros where the pipeline says so."""

@@ -17,7 +17,7 @@ def family_of(folder: Path, image_size: int | None = 16) -> Flux:
 
 
 def output_of(family: Flux, guidance: float, latents: Tensor) -> Tensor:
-    text = family.encode("a red circle", CPU).take(torch.zeros(len(latents), dtype=torch.long))
+    text = family.encode(["a red circle"], CPU).take(torch.zeros(len(latents), dtype=torch.long))
     with torch.no_grad():
         return family.evaluate(family.network, latents, torch.tensor([800.0, 300.0]), text, guidance)
 
@@ -41,7 +41,7 @@ def test_patches_are_those_of_the_pipeline(families: dict[str, Path]) -> None:
 def test_a_prompt_is_encoded_as_the_pipeline_does(families: dict[str, Path], name: str, tokens: int) -> None:
     family = family_of(families[name])
     hidden, pooled, _ = family.pipeline.encode_prompt("a red circle", max_sequence_length=tokens)
-    text = family.encode("a red circle", CPU)
+    text = family.encode(["a red circle"], CPU)
     torch.testing.assert_close([text.hidden, text.pooled], [hidden, pooled])
 
 

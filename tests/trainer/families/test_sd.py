@@ -20,9 +20,9 @@ def test_a_prompt_is_encoded_as_the_pipeline_does(families: dict[str, Path]) -> 
     pipeline = StableDiffusionPipeline.from_pretrained(families["sd1"])
     hidden, empty = pipeline.encode_prompt("a red circle", CPU, 1, True)
     family = StableDiffusion(pipeline)
-    torch.testing.assert_close(family.encode("a red circle", CPU).hidden, hidden)
+    torch.testing.assert_close(family.encode(["a red circle"], CPU).hidden, hidden)
     torch.testing.assert_close(family.encode_empty(CPU).hidden, empty)
-    assert family.encode("a red circle", CPU).pooled.shape == (1, 0)
+    assert family.encode(["a red circle"], CPU).pooled.shape == (1, 0)
 
 
 def test_the_safety_checker_stays_on_disk(families: dict[str, Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def pipeline(families: dict[str, Path]) -> StableDiffusion3Pipeline:
 def test_a_prompt_is_encoded_as_the_pipeline_does(pipeline: StableDiffusion3Pipeline) -> None:
     expected = pipeline.encode_prompt("a red circle", None, None)
     family = StableDiffusion3(pipeline)
-    text, empty = family.encode("a red circle", CPU), family.encode_empty(CPU)
+    text, empty = family.encode(["a red circle"], CPU), family.encode_empty(CPU)
     for found, wanted in zip((text.hidden, empty.hidden, text.pooled, empty.pooled), expected, strict=True):
         torch.testing.assert_close(found, wanted)
     assert not torch.allclose(text.hidden[:, -256:-250], empty.hidden[:, -256:-250])  # T5 reads the prompt
@@ -27,7 +27,7 @@ def test_a_prompt_is_encoded_as_the_pipeline_does(pipeline: StableDiffusion3Pipe
 
 def test_its_t5_may_be_left_out(pipeline: StableDiffusion3Pipeline) -> None:
     pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
-    text = StableDiffusion3(pipeline).encode("a red circle", CPU)
+    text = StableDiffusion3(pipeline).encode(["a red circle"], CPU)
     assert text.hidden[:, -256:].abs().max() == 0
 
 

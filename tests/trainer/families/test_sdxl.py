@@ -19,7 +19,7 @@ def test_a_prompt_is_encoded_as_the_pipeline_does(pipelines: dict[str, Path], ze
     )
     hidden, empty_hidden, pooled, empty_pooled = pipeline.encode_prompt("a red circle", device="cpu")
     family = StableDiffusionXL(pipeline)
-    text, empty = family.encode("a red circle", CPU), family.encode_empty(CPU)
+    text, empty = family.encode(["a red circle"], CPU), family.encode_empty(CPU)
     torch.testing.assert_close([text.hidden, text.pooled], [hidden, pooled])
     torch.testing.assert_close([empty.hidden, empty.pooled], [empty_hidden, empty_pooled])
     assert (empty.hidden.abs().max() == 0) == zeros
@@ -32,6 +32,6 @@ def test_the_network_is_told_the_size(pipelines: dict[str, Path]) -> None:
         lambda _, inputs, named: told.append(named["added_cond_kwargs"]["time_ids"]), with_kwargs=True
     )
     assert family.latent_shape == (LATENT_SHAPE[0], 16, 16)
-    text = family.encode("a red circle", CPU).take(torch.tensor([0, 0]))
+    text = family.encode(["a red circle"], CPU).take(torch.tensor([0, 0]))
     family.evaluate(family.network, torch.zeros(2, *family.latent_shape), torch.tensor([999, 3]), text, 1.0)
     assert told[0].tolist() == [[32, 32, 0, 0, 32, 32]] * 2

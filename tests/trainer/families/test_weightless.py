@@ -23,7 +23,7 @@ def test_its_networks_are_those_of_the_loaded_model(families: dict[str, Path], k
     assert all((own[name].shape, own[name].dtype) == (loaded[name].shape, loaded[name].dtype) for name in own)
     assert weightless.latent_shape == real.latent_shape
     with torch.no_grad():
-        text, expected = weightless.encode("a red circle", META), real.encode(["a red circle"])
+        text, expected = weightless.encode(["a red circle"], META), real.encode(["a red circle"])
     assert text.hidden.is_meta
     assert (text.hidden.shape, text.pooled.shape) == (expected.hidden.shape, expected.pooled.shape)
 

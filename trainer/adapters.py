@@ -1,0 +1,61 @@
+"""Low-rank adapters on a denoiser (arXiv 2106.09685); here alone peft is known."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+
+from trainer.config import LoraConfig
+
+
+def add(network: Any, lora: LoraConfig, targets: Sequence[str]) -> None:
+    """Put untrained adapters on a network of diffusers; they change nothing yet.
+
+    Args:
+        network: it is changed in place.
+        lora: their rank and scale, and on which layers, unless it leaves that to
+        targets: names of layers, or their ends.
+    """
+    network.add_adapter(
+        PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.target_modules or targets),
+            init_lora_weights="gaussian",
+        )
+    )
+
+
+def saved(network: Any, name: str) -> dict[str, Any]:
+    """What `save_lora_weights` of a pipeline takes to write the adapters of the network it calls `name`."""
+    return {
+        f"{name}_lora_layers": get_peft_model_state_dict(network),
+        # Without it diffusers takes alpha for the rank and scales the adapters wrongly.
+        f"{name}_lora_adapter_metadata": network.peft_config["default"].to_dict(),
+    }
+
+
+@contextlib.contextmanager
+def merged(network: Any) -> Iterator[None]:
+    """Within this block the adapters are part of the weights, so that an evaluation takes fewer operations.
+
+    Only float32 holds both without loss: other networks are left as they are. Afterwards the weights are
+    what they were, to the bit.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    if any(weight.dtype != torch.float32 for weight in weights):
+        yield
+        return
+    before = [weight.detach().clone() for weight in weights]
+    network.fuse_lora()
+    try:
+        yield
+    finally:
+        network.unfuse_lora()
+        for weight, values in zip(weights, before, strict=True):
+            weight.detach().copy_(values)
