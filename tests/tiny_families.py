@@ -55,8 +55,11 @@ def write_sd(folder: Path, prediction_type: PredictionType = "epsilon") -> Path:
     return folder
 
 
-def write_sd3(folder: Path, *, newer: bool = False) -> Path:
-    """A Stable Diffusion 3, or the newer 3.5 with its normed and dual attention; returns the folder."""
+def write_sd3(folder: Path, *, newer: bool = False, t5: bool = True) -> Path:
+    """A Stable Diffusion 3, or the newer 3.5 with its normed and dual attention; returns the folder.
+
+    Without T5 it is as diffusers saves one that was loaded without.
+    """
     torch.manual_seed(2)
     tokenizer = write_tokenizer(folder / "tokenizer")
     transformer = SD3Transformer2DModel(
@@ -77,10 +80,10 @@ def write_sd3(folder: Path, *, newer: bool = False) -> Path:
         vae=_shifted_vae(),
         text_encoder=CLIPTextModelWithProjection(text_config(tokenizer)),
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer)),
-        text_encoder_3=_t5(),
+        text_encoder_3=_t5() if t5 else None,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        tokenizer_3=_t5_tokenizer(),
+        tokenizer_3=_t5_tokenizer() if t5 else None,
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )

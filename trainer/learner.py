@@ -93,7 +93,10 @@ class Learner:
                 own.copy_(part(saved, own))
         moments = {
             index: {
-                name: part(value, parameters[index]) if value.shape == parameters[index].shape else value
+                # Steps are numbers, and 8-bit moments have a dict of their own, which is never shared.
+                name: part(value, parameters[index])
+                if isinstance(value, torch.Tensor) and value.shape == parameters[index].shape
+                else value
                 for name, value in of_parameter.items()
             }
             for index, of_parameter in state["optimizer"]["state"].items()

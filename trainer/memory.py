@@ -23,6 +23,7 @@ from trainer.autoencoder import decoded
 from trainer.config import TrainConfig
 from trainer.families.family import Family
 from trainer.families.weightless import load_weightless
+from trainer.optimizer import moments_bytes
 from trainer.policy import Policy, check_model
 
 META = torch.device("meta")
@@ -136,14 +137,15 @@ def memory_of(config: TrainConfig) -> Memory:
     if config.model.lora is None:
         frozen += sum(parameter.numel() for parameter in policy.parameters) * _width(config)
     trained = sum(parameter.numel() for parameter in policy.parameters) * _FLOAT32
+    moments = moments_bytes(policy.parameters, config.optimizer)
     whole = frozen + trained  # what a rank gathers to sample
     if config.ranks.sharding == "full":
-        frozen, trained = frozen // config.ranks.workers, trained // config.ranks.workers
+        frozen, trained, moments = (size // config.ranks.workers for size in (frozen, trained, moments))
     encoders = sum(_bytes_of(encoder) for encoder in text_encoders)
     standing = {
         "denoiser": frozen,
         "trained weights": trained,
-        "Adam's moments": 2 * trained,
+        "Adam's moments": moments,
         "averaged weights": trained if config.optimizer.ema_decay else 0,
         "text encoders": 0 if config.model.offload else encoders,
         "autoencoder": 0 if config.model.offload else _bytes_of(vae),

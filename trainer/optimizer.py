@@ -7,6 +7,9 @@ from torch import nn
 
 from trainer.config import ConfigError, OptimizerConfig
 
+_BLOCK, _LEAST = 256, 4096
+"""bitsandbytes' numbers that share a scale, and how many of them a tensor must have to be quantised."""
+
 
 def adamw(parameters: Sequence[nn.Parameter], options: OptimizerConfig) -> torch.optim.Optimizer:
     """Decoupled weight decay (arXiv 1711.05101), its moments in float32 or in blocks of 8-bit numbers.
@@ -23,7 +26,7 @@ def adamw(parameters: Sequence[nn.Parameter], options: OptimizerConfig) -> torch
             fused=True,
         )
     try:
-        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  a library for GPUs that few need
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  a library that few need
     except ImportError:
         raise ConfigError(
             "optimizer.moments=8-bit needs bitsandbytes; pip install bitsandbytes, or set it to float32"
@@ -32,3 +35,11 @@ def adamw(parameters: Sequence[nn.Parameter], options: OptimizerConfig) -> torch
         parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
     )
     return quantised
+
+
+def moments_bytes(parameters: Sequence[nn.Parameter], options: OptimizerConfig) -> int:
+    """What both moments take: float32, or a byte a number and a float32 for each block."""
+    sizes = [parameter.numel() for parameter in parameters]
+    quantised = [size for size in sizes if options.moments == "8-bit" and size >= _LEAST]
+    blocks = sum(-(-size // _BLOCK) for size in quantised)
+    return 2 * (4 * (sum(sizes) - sum(quantised) + blocks) + sum(quantised))

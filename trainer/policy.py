@@ -27,7 +27,7 @@ from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import Schedule
 from trainer.encoded import Encoded
 from trainer.families.family import Conditioning, Family, ModelError
-from trainer.families.index import check_model, not_there
+from trainer.families.index import check_model, load_options, not_there
 from trainer.sharding import assembled, gathered, shard
 
 __all__ = ["ModelError", "Policy", "check_model"]
@@ -101,12 +101,10 @@ class Policy:
         logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         kind = check_model(config)
+        options = load_options(kind, config)
         try:
             pipeline = kind.pipeline_class.from_pretrained(
-                config.path,
-                revision=config.revision,
-                dtype=getattr(torch, config.dtype),
-                **kind.load_options,
+                config.path, revision=config.revision, dtype=getattr(torch, config.dtype), **options
             )
         except (OSError, ValueError) as error:  # a part is missing, or is not what the index says
             raise not_there(config.path, error) from error

@@ -27,6 +27,7 @@ def families(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         "sd2": write_sd(root / "sd2", "v_prediction"),
         "sdxl": pipelines["epsilon"],
         "sd3": write_sd3(root / "sd3"),
+        "sd3-without-t5": write_sd3(root / "sd3-without-t5", t5=False),
         "sd35": write_sd3(root / "sd35", newer=True),
         "flux-dev": write_flux(root / "flux-dev", guided=True),
         "flux-schnell": write_flux(root / "flux-schnell", guided=False),

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 
 from trainer.config import ModelConfig
 from trainer.families.index import check_model
+from trainer.families.weightless import load_weightless
 from trainer.policy import ModelError, Policy
 
 
@@ -30,9 +31,27 @@ def test_each_kind_is_recognised(families: dict[str, Path]) -> None:
     assert kinds == {
         **dict.fromkeys(("sd1", "sd2"), "StableDiffusion"),
         "sdxl": "StableDiffusionXL",
-        **dict.fromkeys(("sd3", "sd35"), "StableDiffusion3"),
+        **dict.fromkeys(("sd3", "sd3-without-t5", "sd35"), "StableDiffusion3"),
         **dict.fromkeys(("flux-dev", "flux-schnell"), "Flux"),
     }
+
+
+@pytest.mark.parametrize(("name", "t5"), [("sd3", True), ("sd3", False), ("sd3-without-t5", True)])
+def test_t5_is_there_where_it_is_saved_and_wanted(families: dict[str, Path], name: str, t5: bool) -> None:
+    config = ModelConfig(path=str(families[name]), image_size=16, t5=t5)
+    family, policy = load_weightless(check_model(config), config), Policy.load(config)
+    for pipeline in (family.pipeline, policy._pipeline):
+        parts = [getattr(pipeline, part) is not None for part in ("text_encoder_3", "tokenizer_3")]
+        assert parts == [name == "sd3" and t5] * 2
+    read_by_t5 = policy.encode(["a red circle"]).hidden[:, -256:]
+    assert bool(read_by_t5.any()) == all(parts)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux-dev"])
+def test_where_t5_cannot_be_left_out_the_setting_is_refused(families: dict[str, Path], name: str) -> None:
+    config = ModelConfig(path=str(families[name]), image_size=16, t5=False)
+    with pytest.raises(ModelError, match="which has no T5 that it can do without; leave"):
+        check_model(config)
 
 
 def no_folder(folder: Path) -> None:

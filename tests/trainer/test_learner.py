@@ -1,6 +1,6 @@
 """Replaying winners is the update that graphs of all branches would give, in any parts, on any ranks."""
 
-import copy
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.small_run import configured, in_two_ranks, largest_difference, relative_difference, started
+from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.diffusion import target_output
 from trainer.learner import Learner
@@ -17,6 +18,9 @@ from trainer.ranks import Ranks
 from trainer.replay import Lesson
 from trainer.run import Run
 
+NEEDS_BITSANDBYTES = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 METHODS = pytest.mark.parametrize("method", ["rlhf_sharpening", "sft_sharpening"])
 RANKED = ("rlhf_sharpening", "sft_sharpening", "ddpo", "diffusion_nft")
 PLAIN = ("optimizer.ema_decay=0", "optimizer.steps_per_update=1")
@@ -168,16 +172,26 @@ def test_averages_are_lent_and_returned(folder: Path, tmp_path: Path) -> None:
     assert largest_difference(lent, trained) > 0
 
 
-def test_a_restored_learner_goes_on_alike(folder: Path, tmp_path: Path) -> None:
-    config = configured(tmp_path, folder, "optimizer.warmup_steps=3", "optimizer.decay=linear")
+@pytest.mark.parametrize("moments", ["float32", pytest.param("8-bit", marks=NEEDS_BITSANDBYTES)])
+def test_a_restored_learner_goes_on_alike(folder: Path, tmp_path: Path, moments: str) -> None:
+    options = ("optimizer.warmup_steps=3", "optimizer.decay=linear", f"optimizer.moments={moments}")
+    config = configured(tmp_path, folder, *options)
     run = started(config)
     lessons = lessons_of(run)
     run.learner.learn(lessons)
-    state = copy.deepcopy(run.learner.state_dict())
+    saved = save_checkpoint(tmp_path, Checkpoint(1, {"learner": run.learner.state_dict()}, {}), keep=1)
+    state = load_checkpoint(saved).tensors["learner"]
     first = run.learner.learn(lessons)
     again = started(config)
     learner = Learner(again.policy, config, Ranks())
     learner.load_state_dict(state)
+    kinds = {
+        value.dtype
+        for of in learner._optimizer.state.values()
+        for value in of.values()
+        if torch.is_tensor(value)
+    }
+    assert (torch.uint8 in kinds) == (moments == "8-bit")
     assert learner.learn(lessons) == pytest.approx(first, rel=1e-6)
     assert largest_difference(run.policy.parameters, again.policy.parameters) < 1e-7
     learner.load_state_dict({**state, "kl_weight": 7.0})

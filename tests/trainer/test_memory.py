@@ -88,11 +88,23 @@ def test_what_waits_in_the_host_visits_when_it_is_needed(pipelines: dict[str, Pa
     assert visit == standing.standing["autoencoder"]
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd35", "flux-schnell"])
+@pytest.mark.parametrize("kind", ["sd1", "sd3-without-t5", "sd35", "flux-schnell"])
 def test_every_family_can_be_planned(families: dict[str, Path], tmp_path: Path, kind: str) -> None:
     options = ["model.image_size=16", "model.dtype=bfloat16", "model.gradient_checkpointing=true"]
     memory = memory_of(configured(tmp_path, families[kind], *options))
     assert all(size > 0 for size in memory.working.values())
+
+
+def test_a_t5_that_is_left_out_takes_nothing(families: dict[str, Path], tmp_path: Path) -> None:
+    planned = [
+        memory_of(configured(tmp_path, families[kind], "model.image_size=16", *options)).standing
+        for kind, options in (("sd3", ()), ("sd3", ("model.t5=false",)), ("sd3-without-t5", ()))
+    ]
+    assert planned[1] == planned[2]
+    t5 = Policy.load(configured(tmp_path, families["sd3"]).model)._pipeline.text_encoder_3
+    assert planned[0]["text encoders"] - planned[1]["text encoders"] == sum(
+        parameter.nbytes for parameter in t5.parameters()
+    )
 
 
 REAL_UPDATE = """

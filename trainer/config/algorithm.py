@@ -91,7 +91,7 @@ class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
     moments: Literal["float32", "8-bit"] = "float32"
-    """How AdamW keeps its moments; 8-bit needs bitsandbytes and a GPU, and takes a quarter of the memory."""
+    """How AdamW keeps its moments; 8-bit needs bitsandbytes, and takes a quarter of the memory."""
     lr: Positive = 1e-4
     """Learning rate after the warm-up."""
     betas: tuple[Share, Share] = (0.9, 0.999)

@@ -27,6 +27,8 @@ class ModelConfig(Section):
     """Commit or tag of a hub id; null takes the newest."""
     lora: LoraConfig | None = LoraConfig()
     """Adapters to train; null trains every weight of the denoiser."""
+    t5: bool = True
+    """Whether Stable Diffusion 3's T5 is loaded; without it the CLIPs alone read prompts, for less memory."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format in which the model runs; trained weights are float32 always."""
     gradient_checkpointing: bool = False

@@ -61,6 +61,8 @@ class Family(ABC):
     """Its class in diffusers."""
     load_options: ClassVar[Mapping[str, Any]] = {}
     """What `from_pretrained` is told besides path, revision and number type."""
+    t5: ClassVar[tuple[str, ...]] = ()
+    """The parts of a T5 that pipelines of this kind can do without."""
     denoiser: ClassVar[Literal["unet", "transformer"]]
     """The pipeline's name for the network that is trained."""
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION

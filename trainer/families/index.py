@@ -18,12 +18,30 @@ def check_model(config: ModelConfig) -> type[Family]:
     """The kind of a model, from its model_index.json alone, which is fetched for an id on the hub.
 
     Raises:
-        ModelError: there is no such model, or it is of a kind that cannot be trained here.
+        ModelError: there is no such model, it is of a kind that cannot be trained here, or it needs its T5.
     """
-    kind = _index(config).get("_class_name")
-    if kind not in FAMILIES:
-        raise ModelError(f"{config.path} holds a {kind}; give as model.path one of {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
+    name = _index(config).get("_class_name")
+    if name not in FAMILIES:
+        raise ModelError(f"{config.path} holds a {name}; give as model.path one of {', '.join(FAMILIES)}")
+    kind = FAMILIES[name]
+    if not (config.t5 or kind.t5):
+        raise ModelError(
+            f"{config.path} holds a {name}, which has no T5 that it can do without; leave out model.t5"
+        )
+    return kind
+
+
+def load_options(kind: type[Family], config: ModelConfig) -> dict[str, Any]:
+    """What `from_pretrained` is told of a model of a kind, besides path, revision and number type.
+
+    diffusers saves a pipeline that has no T5, and loads it again only if it is told so.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    index = _index(config)
+    left_out = [part for part in kind.t5 if not config.t5 or not any(index.get(part) or ())]
+    return {**kind.load_options, **dict.fromkeys(left_out)}
 
 
 def _index(config: ModelConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class StableDiffusion3(Family):
     pipeline_class = StableDiffusion3Pipeline
     denoiser = "transformer"
     lora_targets = JOINT_ATTENTION
+    t5 = ("text_encoder_3", "tokenizer_3")
 
     @property
     def patch(self) -> int:

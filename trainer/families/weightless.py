@@ -14,6 +14,7 @@ from torch import nn
 
 from trainer.config import ModelConfig
 from trainer.families.family import Family
+from trainer.families.index import load_options
 
 
 def load_weightless(kind: type[Family], config: ModelConfig) -> Family:
@@ -26,14 +27,15 @@ def load_weightless(kind: type[Family], config: ModelConfig) -> Family:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     index = DiffusionPipeline.load_config(config.path, revision=config.revision)
+    options = load_options(kind, config)
     networks = {
         name: network
         for name, entry in index.items()
-        if isinstance(entry, list | tuple) and name not in kind.load_options
+        if isinstance(entry, list | tuple) and name not in options
         if (network := _network(config, name, *entry)) is not None
     }
     pipeline = kind.pipeline_class.from_pretrained(
-        config.path, revision=config.revision, **networks, **kind.load_options
+        config.path, revision=config.revision, **networks, **options
     )
     return kind(pipeline, config.image_size)
 

@@ -12,7 +12,7 @@ from trainer.policy import Policy, check_model
 META = torch.device("meta")
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3", "flux-dev"])
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3", "sd3-without-t5", "flux-dev"])
 def test_its_networks_are_those_of_the_loaded_model(families: dict[str, Path], kind: str) -> None:
     config = ModelConfig(path=str(families[kind]), dtype="bfloat16", image_size=16)
     weightless = load_weightless(check_model(config), config)
