@@ -15,12 +15,14 @@ from torch.multiprocessing.spawn import spawn
 from reward_services import Score
 from reward_services.scorers import SCORERS
 from tests.ports import free_port
+from trainer.checkpoint import latest_checkpoint
 from trainer.config import ModelConfig, TrainConfig, load_config
 from trainer.metrics import read_metrics
 from trainer.policy import Policy
 from trainer.ranks import Ranks
 from trainer.run import Run, start
 from trainer.run_folder import RunFolder
+from trainer.sharding import part
 
 CPU = torch.device("cpu")
 CAPTIONS = (
@@ -120,9 +122,10 @@ def started(config: TrainConfig, ranks: Ranks | None = None) -> Run:
 
 def weights_of(config: TrainConfig) -> list[torch.Tensor]:
     """The trained weights in the newest checkpoint, then their averages."""
-    newest = max((config.run_folder / "checkpoints").glob("update-*"))
-    learner = torch.load(newest / "learner.pt", weights_only=True)
-    return [*learner["parameters"], *learner["average"]]
+    newest = latest_checkpoint(config.run_folder)
+    assert newest
+    learner = newest.tensors["learner"]
+    return [part(weight, torch.empty(0)) for weight in (*learner["parameters"], *learner["average"])]
 
 
 def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:

@@ -1,4 +1,13 @@
-"""Checkpoints: folders of tensors and state, written whole or not at all, checked before they are used."""
+"""Checkpoints: folders of tensors and state, written whole or not at all, checked before they are used.
+
+update-NNNNNN/
+  NAME.pt           tensors of rank 0: its rows of those that ranks share, and all others
+  NAME.1.pt ...     rows of the other ranks, in the order of ranks; only where ranks share tensors
+  state.json        what is no tensor
+  manifest.json     the digest of every other file; written last
+
+Each rank writes and reads only its own part. All of them call the functions here, on storage that all see.
+"""
 
 import hashlib
 import json
@@ -12,10 +21,14 @@ from typing import Any
 
 import torch
 
+from trainer.ranks import Ranks
+from trainer.sharding import is_sharded, joined, own
+
 log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
+_ALONE = Ranks()
 
 
 class CheckpointError(RuntimeError):
@@ -29,31 +42,38 @@ class Checkpoint:
     update: int
     """Updates made."""
     tensors: Mapping[str, Any]
-    """One file a name: tensors in nested dicts and lists, such as a module's or an optimizer's state_dict."""
+    """By name: tensors in nested dicts and lists, such as a module's or an optimizer's state_dict.
+
+    What is a DTensor when it is saved is `Rows` when it is loaded.
+    """
     state: Mapping[str, Any]
     """What JSON can hold: the prompt stream's position, counters, times."""
 
 
-def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `checkpoints/update-NNNNNN` and delete all but the newest `keep`.
+def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int, ranks: Ranks = _ALONE) -> Path:
+    """Write `checkpoints/update-NNNNNN` and delete all but the newest `keep`; on rank 0 it is there then.
 
-    A crash at any moment leaves the earlier checkpoints as they were: the new one is written beside its
-    place, flushed to disk, then renamed.
+    A crash of any rank at any moment leaves the earlier checkpoints as they were: the new one is written
+    beside its place, flushed to disk, then renamed.
     """
     parent = run_folder / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(".*"):
-        shutil.rmtree(leftover)
     partial = parent / f".partial-{checkpoint.update:06d}"
-    partial.mkdir()
-    for name, tensors in checkpoint.tensors.items():
-        torch.save(tensors, partial / f"{name}.pt")
-    _write_json(partial / _STATE, {"update": checkpoint.update, "state": checkpoint.state})
-    _write_json(partial / _MANIFEST, {path.name: _digest(path) for path in sorted(partial.iterdir())})
-    for path in partial.iterdir():
-        _flush(path)
-    _flush(partial)
     target = parent / f"update-{checkpoint.update:06d}"
+    if ranks.is_main:
+        parent.mkdir(parents=True, exist_ok=True)
+        for leftover in parent.glob(".*"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+    ranks.gather(None)  # none writes before the folder is there
+    digests = ranks.gather(_write_tensors(partial, checkpoint.tensors, ranks.rank))
+    if not ranks.is_main:
+        return target
+    state = partial / _STATE
+    _write_json(state, {"update": checkpoint.update, "state": checkpoint.state})
+    manifest = {name: digest for of_rank in digests for name, digest in of_rank.items()}
+    _write_json(partial / _MANIFEST, {**manifest, _STATE: _digest(state)})
+    for path in (state, partial / _MANIFEST, partial):
+        _flush(path)
     if target.exists():
         # A folder cannot be renamed onto another; a dot name is not taken for a checkpoint.
         target.rename(parent / f".replaced-{checkpoint.update:06d}")
@@ -64,40 +84,68 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
     return target
 
 
-def latest_checkpoint(run_folder: Path) -> Path | None:
+def latest_checkpoint(run_folder: Path, ranks: Ranks = _ALONE) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are passed over with a warning that names them."""
-    for folder in _folders(run_folder):
+    # Whether another rank's system shows what was renamed just now is not certain: rank 0 says.
+    for folder in ranks.gather(_folders(run_folder))[0]:
         try:
-            check_checkpoint(folder)
+            return load_checkpoint(folder, ranks)
         except CheckpointError as error:
             log.warning("%s", error)
-        else:
-            return folder
     return None
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, tensors on the CPU. Raises CheckpointError when a byte differs."""
-    names = check_checkpoint(folder)
-    saved = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+def load_checkpoint(folder: Path, ranks: Ranks = _ALONE) -> Checkpoint:
+    """Open a checkpoint that any number of ranks wrote; a tensor is read, to the CPU, when it is used.
+
+    Raises:
+        CheckpointError: on all ranks, when a byte differs. Each looks at its share of the files.
+    """
+    files: dict[str, dict[int, Path]] = {}
+    for name in _checked(folder, ranks):
+        if name.endswith(".pt"):
+            stem, _, rank = name.removesuffix(".pt").partition(".")
+            files.setdefault(stem, {})[int(rank or 0)] = folder / name
     tensors = {
-        name.removesuffix(".pt"): torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
-        for name in names
-        if name.endswith(".pt")
+        name: joined(
+            [
+                torch.load(of_rank[rank], map_location="cpu", weights_only=True, mmap=True)
+                for rank in sorted(of_rank)
+            ]
+        )
+        for name, of_rank in files.items()
     }
+    saved = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     return Checkpoint(saved["update"], tensors, saved["state"])
 
 
-def check_checkpoint(folder: Path) -> list[str]:
-    """The names of the checkpoint's files. Raises CheckpointError when one is missing or differs."""
+def _write_tensors(folder: Path, tensors: Mapping[str, Any], rank: int) -> dict[str, str]:
+    """Write one rank's part of the tensors; returns the digests of its files, which are on disk then."""
+    digests = {}
+    for name, state in tensors.items():
+        if rank == 0 or is_sharded(state):
+            path = folder / (f"{name}.{rank}.pt" if rank else f"{name}.pt")
+            torch.save(own(state, is_main=rank == 0), path)
+            _flush(path)
+            digests[path.name] = _digest(path)
+    return digests
+
+
+def _checked(folder: Path, ranks: Ranks) -> list[str]:
+    """The names of a checkpoint's files. Raises CheckpointError on all ranks when one finds a difference."""
+    names: list[str] = []
+    reason = None
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        differing = [name for name, digest in manifest.items() if _digest(folder / name) != digest]
+        names = list(manifest)
+        share = names[ranks.rank :: ranks.world_size]
+        if differing := [name for name in share if _digest(folder / name) != manifest[name]]:
+            reason = f"{folder} is damaged ({', '.join(differing)}); delete it and resume again"
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is incomplete ({error}); delete it and resume again") from None
-    if differing:
-        raise CheckpointError(f"{folder} is damaged ({', '.join(differing)}); delete it and resume again")
-    return list(manifest)
+        reason = f"{folder} is incomplete ({error}); delete it and resume again"
+    if reason := ranks.any(reason):
+        raise CheckpointError(reason)
+    return names
 
 
 def _folders(run_folder: Path) -> list[Path]:

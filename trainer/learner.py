@@ -1,6 +1,7 @@
 """Takes optimizer steps on what a method makes of an update's lessons; keeps averages of the weights."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -70,21 +71,25 @@ class Learner:
             exchange(trained, self._average)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the pre-trained weights: parameters, moments, averages. All ranks call it.
+        """Everything but the pre-trained weights: parameters, moments, averages; the tensors are not copied.
 
-        Rank 0 has it whole, however many ranks share it.
+        Where ranks share them, each has its part.
         """
-        state = {
+        return {
             "parameters": [parameter.detach() for parameter in self._policy.parameters],
             "average": self._average,
             "optimizer": self._optimizer.state_dict(),
             "steps": self.steps,
             "kl_weight": self.kl_weight,
         }
-        return dict(whole(state, keep=self._ranks.is_main))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another learner stood, on any number of ranks, sharded or not."""
+        """Continue where another learner stood, on any number of ranks, sharded or not.
+
+        Args:
+            state: another's `state_dict`, as it was saved: tensors, and `Rows` in place of what was sharded.
+                Only this rank's part of them is read, and copied: the files may be deleted afterwards.
+        """
         parameters = self._policy.parameters
         with torch.no_grad():
             for own, saved in zip(
@@ -95,8 +100,8 @@ class Learner:
             index: {
                 # Steps are numbers, and 8-bit moments have a dict of their own, which is never shared.
                 name: part(value, parameters[index])
-                if isinstance(value, torch.Tensor) and value.shape == parameters[index].shape
-                else value
+                if getattr(value, "shape", None) == parameters[index].shape
+                else copy.deepcopy(value)
                 for name, value in of_parameter.items()
             }
             for index, of_parameter in state["optimizer"]["state"].items()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from trainer.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.costs import Costs, budgeted
 from trainer.data.prompts import PromptStream, read_prompts
@@ -102,11 +102,10 @@ class Run:
 
     def checkpoint(self) -> None:
         """Keep everything that the unbroken run would go on with. All ranks call it."""
-        costs, learner = self.spent(), self.learner.state_dict()
-        if self.ranks.is_main:
-            state = {"stream": self.stream.state_dict(), "costs": asdict(costs), "accuracy": self.accuracy}
-            saved = Checkpoint(self.update, {"learner": learner}, state)
-            save_checkpoint(self.folder.path, saved, keep=self.config.checkpoint.keep)
+        costs, tensors = self.spent(), {"learner": self.learner.state_dict()}
+        state = {"stream": self.stream.state_dict(), "costs": asdict(costs), "accuracy": self.accuracy}
+        saved = Checkpoint(self.update, tensors, state)
+        save_checkpoint(self.folder.path, saved, keep=self.config.checkpoint.keep, ranks=self.ranks)
 
     def describe(
         self, lessons: Sequence[tuple[Lesson, dict[str, Tensor]]], before: Costs
@@ -165,6 +164,7 @@ def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.
     Raises:
         ValueError, OSError: model, prompts, features of the evaluation or checkpoint cannot be used.
     """
+    newest = latest_checkpoint(config.run_folder, ranks)  # ranks meet for it, so before one can fail alone
     torch.manual_seed(config.seed)
     prompts = read_prompts(config.prompts.train)
     sharded = config.ranks.sharding == "full" and ranks.world_size > 1
@@ -187,9 +187,8 @@ def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.
         held_out=HeldOut(config, scoring, ranks) if config.prompts.held_out else None,
         calls_counted={name: int(counters.get(name, 0)) for name in _COUNTERS},
     )
-    newest = latest_checkpoint(config.run_folder)
     if newest is not None:
-        run.restore(load_checkpoint(newest))
+        run.restore(newest)
     return run
 
 

@@ -5,7 +5,8 @@ all evaluate, with gradients or without, as often as the others. Gradients arriv
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import get_world_size
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 def shard(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -72,17 +73,88 @@ def whole(state: Any, *, keep: bool = True) -> Any:
 
     A rank that is not to `keep` them has empty tensors instead, and needs the memory of one at a time.
     """
-    if isinstance(state, DTensor):
-        tensor = state.full_tensor().detach()
+
+    def of(leaf: Any) -> Any:
+        if not isinstance(leaf, DTensor):
+            return leaf
+        tensor = leaf.full_tensor().detach()
         return tensor.cpu() if keep else torch.empty(0)
-    if isinstance(state, dict):
-        return {name: whole(value, keep=keep) for name, value in state.items()}
-    return [whole(value, keep=keep) for value in state] if isinstance(state, list) else state
+
+    return _mapped(of, state)
 
 
-def part(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, cut as `like` is; the tensor itself where that is not sharded."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A tensor whose rows are in several places, in order; nothing is read before it is asked for."""
+
+    pieces: Sequence[Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole."""
+        return torch.Size([sum(len(piece) for piece in self.pieces), *self.pieces[0].shape[1:]])
+
+    def take(self, first: int, end: int) -> Tensor:
+        """A copy of the rows from `first` to before `end`."""
+        taken, begin = [], 0
+        for piece in self.pieces:
+            taken.append(piece[max(first - begin, 0) : max(end - begin, 0)])
+            begin += len(piece)
+        return torch.cat(taken)
+
+
+def own(state: Any, *, is_main: bool) -> Any:
+    """What one rank keeps of nested dicts and lists: its rows of every sharded tensor, as they lie in memory.
+
+    All else is the same on every rank: rank 0 keeps it, the others have None.
+    """
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, DTensor):
+            return leaf.to_local().detach()
+        return leaf if is_main else None
+
+    return _mapped(of, state)
+
+
+def is_sharded(state: Any) -> bool:
+    """Whether a tensor in nested dicts and lists is shared by ranks."""
+    if isinstance(state, dict | list):
+        return any(map(is_sharded, state.values() if isinstance(state, dict) else state))
+    return isinstance(state, DTensor)
+
+
+def joined(states: Sequence[Any]) -> Any:
+    """What ranks kept, in their order, as one; tensors that were sharded are `Rows`.
+
+    Raises:
+        ValueError, KeyError: the ranks did not keep the same.
+    """
+
+    def of(first: Any, *others: Any) -> Any:
+        return first if not others or others[0] is None else Rows((first, *others))
+
+    return _mapped(of, *states)
+
+
+def part(saved: Tensor | Rows, like: Tensor) -> Tensor:
+    """A copy of what `like` is to hold, on its device: this rank's rows where that is sharded, else all."""
     if not isinstance(like, DTensor):
-        return tensor
-    placed = tensor.detach().to(like.device)
-    return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
+        return (saved.take(0, saved.shape[0]) if isinstance(saved, Rows) else saved.clone()).to(like.device)
+    # Rows are dealt as torch.chunk deals them, to the last ranks perhaps none.
+    mesh, count = like.device_mesh, len(like)
+    size = -(-count // mesh.size())
+    first, end = (min(rank * size, count) for rank in (mesh.get_local_rank(), mesh.get_local_rank() + 1))
+    rows = (saved if isinstance(saved, Rows) else Rows((saved,))).take(first, end).to(like.device)
+    return DTensor.from_local(rows, mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+def _mapped(change: Callable[..., Any], first: Any, *others: Any) -> Any:
+    """Nested dicts and lists like `first`, of what `change` makes of the leaves at the same place in each."""
+    if isinstance(first, dict):
+        return {
+            name: _mapped(change, value, *(other[name] for other in others)) for name, value in first.items()
+        }
+    if isinstance(first, list):
+        return [_mapped(change, *values) for values in zip(first, *others, strict=True)]
+    return change(first, *others)

@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from tests.small_run import in_two_ranks
 from trainer.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -18,6 +23,9 @@ from trainer.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from trainer.costs import forget_peak, recent_peak_bytes
+from trainer.ranks import Ranks
+from trainer.sharding import Rows, part
 
 
 def checkpoint(update: int) -> Checkpoint:
@@ -54,7 +62,9 @@ def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     for update in (5, 10, 100):
         save_checkpoint(tmp_path, checkpoint(update), keep=2)
     assert updates(tmp_path) == ["update-000010", "update-000100"]
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "update-000100"
+    newest = latest_checkpoint(tmp_path)
+    assert newest
+    assert newest.update == 100
 
 
 def test_an_update_reached_again_replaces_its_checkpoint(tmp_path: Path) -> None:
@@ -69,7 +79,7 @@ def test_an_update_reached_again_replaces_its_checkpoint(tmp_path: Path) -> None
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
-    before = save_checkpoint(tmp_path, checkpoint(5), keep=2)
+    save_checkpoint(tmp_path, checkpoint(5), keep=2)
     damaged = save_checkpoint(tmp_path, checkpoint(10), keep=2)
     file, content = damaged / name, (damaged / name).read_bytes()
     file.write_bytes(content[:-5] if damage == "truncated" else b"{" + content[1:-1] + b"~")
@@ -78,7 +88,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_found(
     with pytest.raises(CheckpointError, match=r"update-000010 is (incomplete|damaged)"):
         load_checkpoint(damaged)
     with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(tmp_path) == before
+        newest = latest_checkpoint(tmp_path)
+    assert newest
+    assert newest.update == 5
     assert "update-000010" in caplog.text
 
 
@@ -99,9 +111,8 @@ def test_a_kill_while_saving_leaves_whole_checkpoints_only(tmp_path: Path) -> No
         assert process.stdout
         said = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGKILL)
-    folder = latest_checkpoint(tmp_path)
-    assert folder
-    loaded = load_checkpoint(folder)
+    loaded = latest_checkpoint(tmp_path)
+    assert loaded
     assert loaded.update >= int(said[-1])
     assert torch.equal(loaded.tensors["model"]["weight"], torch.full((500, 1000), float(loaded.update)))
     save_checkpoint(tmp_path, checkpoint(loaded.update + 1), keep=1)
@@ -113,3 +124,103 @@ def test_nothing_is_unpickled_that_could_run(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="Weights only load failed"):
         load_checkpoint(folder)
     assert json.loads((folder / "state.json").read_text())["update"] == 1
+
+
+SHAPES = ((5, 3), (1, 4), (8, 2))
+"""Of tensors that two ranks share: unevenly, the second none of it, evenly."""
+
+
+def in_step(ranks: Ranks, folder: Path) -> None:
+    """All that two ranks do while neither is killed: one start of processes for the tests that look at it."""
+    mesh = init_device_mesh("cpu", (2,))
+    share(ranks, folder / "shared", mesh)
+    save_checkpoint(folder / "alike", checkpoint(3), keep=1, ranks=ranks)
+    large = DTensor.from_local(torch.ones(8, 2**20), mesh, [Shard(0)])
+    ranks.gather(None)
+    forget_peak()
+    before = recent_peak_bytes()
+    saved = Checkpoint(1, {"network": {"weight": large}}, {})
+    save_checkpoint(folder / "large", saved, keep=1, ranks=ranks)
+    more = recent_peak_bytes() - before
+    (folder / f"more-{ranks.rank}").write_text(str(more), encoding="utf-8")
+
+
+def share(ranks: Ranks, folder: Path, mesh: DeviceMesh) -> None:
+    """Save what is shared, read it back, and find on both ranks that the second one's file is damaged."""
+    wholes = [torch.arange(float(rows * columns)).reshape(rows, columns) for rows, columns in SHAPES]
+    tensors = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in wholes]
+    for update in (5, 10):
+        network = {"weights": tensors, "steps": update, "scale": torch.ones(2)}
+        save_checkpoint(folder, Checkpoint(update, {"network": network}, {}), keep=2, ranks=ranks)
+    loaded = latest_checkpoint(folder, ranks)
+    assert loaded
+    assert (loaded.update, loaded.tensors["network"]["steps"]) == (10, 10)
+    for saved, tensor in zip(loaded.tensors["network"]["weights"], tensors, strict=True):
+        found = part(saved, tensor)
+        assert isinstance(found, DTensor)
+        assert torch.equal(found.to_local(), tensor.to_local())
+        assert torch.equal(found.full_tensor(), tensor.full_tensor())
+    ranks.gather(None)
+    if ranks.is_main:
+        with (folder / "checkpoints" / "update-000010" / "network.1.pt").open("r+b") as file:
+            file.write(b"damage")
+    ranks.gather(None)
+    earlier = latest_checkpoint(folder, ranks)
+    assert earlier
+    assert earlier.update == 5
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what two ranks left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    in_two_ranks(in_step, folder)
+    return folder
+
+
+def test_what_ranks_share_comes_back_to_one(left: Path) -> None:
+    """And to them: `share` looks."""
+    loaded = latest_checkpoint(left / "shared")
+    assert loaded
+    assert loaded.update == 5
+    assert torch.equal(loaded.tensors["network"]["scale"], torch.ones(2))
+    for saved, shape in zip(loaded.tensors["network"]["weights"], SHAPES, strict=True):
+        assert isinstance(saved, Rows)
+        expected = torch.arange(float(shape[0] * shape[1])).reshape(shape)
+        assert torch.equal(part(saved, torch.zeros(shape)), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+@pytest.mark.parametrize(("rank", "name"), [(0, "network.pt"), (1, "network.1.pt")])
+def test_a_rank_has_its_part_alone_in_memory_and_in_its_file(left: Path, rank: int, name: str) -> None:
+    """Of 64 MiB, which are in memory once before they are saved."""
+    size = (left / "large" / "checkpoints" / "update-000001" / name).stat().st_size
+    assert size == pytest.approx(32 * 2**20, rel=0.01)
+    assert int((left / f"more-{rank}").read_text()) < 8 * 2**20
+
+
+def test_what_ranks_do_not_share_is_written_once(left: Path) -> None:
+    names = {path.name for path in (left / "alike" / "checkpoints" / "update-000003").iterdir()}
+    assert names == {"model.pt", "state.json", "manifest.json"}
+
+
+def saving_until_killed(ranks: Ranks, folder: Path) -> None:
+    """Save on and on; rank 1 is killed at some moment after the third time."""
+    mesh = init_device_mesh("cpu", (2,))
+    for update in range(1000000):
+        if update == 3 and ranks.rank == 1:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        weight = DTensor.from_local(torch.full((250, 1000), float(update)), mesh, [Shard(0)])
+        save_checkpoint(folder, Checkpoint(update, {"model": {"weight": weight}}, {}), keep=2, ranks=ranks)
+
+
+def test_a_rank_killed_while_all_save_leaves_whole_checkpoints_only(tmp_path: Path) -> None:
+    with pytest.raises((ProcessExitedException, ProcessRaisedException)):
+        in_two_ranks(saving_until_killed, tmp_path)
+    loaded = latest_checkpoint(tmp_path)
+    assert loaded
+    assert loaded.update >= 2
+    weight = part(loaded.tensors["model"]["weight"], torch.empty(0))
+    assert torch.equal(weight, torch.full((500, 1000), float(loaded.update)))
+    save_checkpoint(tmp_path, checkpoint(loaded.update + 1), keep=1)
+    assert updates(tmp_path) == [f"update-{loaded.update + 1:06d}"]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.small_run import (
     CPU,
@@ -22,7 +23,7 @@ from trainer.config import TrainConfig
 from trainer.loop import run, sample
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
-from trainer.sharding import part, whole
+from trainer.sharding import Rows, is_sharded, joined, own, part, whole
 
 SHARED = ("ranks.workers=2", "ranks.sharding=full")
 UPDATES = {"even": "sft_sharpening", "uneven": "rlhf_sharpening"}
@@ -53,19 +54,35 @@ def updated(ranks: Ranks, configs: dict[str, TrainConfig], out: Path) -> None:
         parameters = begun.policy.parameters
         held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
         assert held / sum(p.numel() for p in parameters) == pytest.approx(1 / ranks.world_size, rel=0.1)
-        state = begun.learner.state_dict()
-        assert bool(state["parameters"][0].numel()) == ranks.is_main
+        weights = whole(begun.learner.state_dict()["parameters"], keep=ranks.is_main)
+        assert bool(weights[0].numel()) == ranks.is_main
         if ranks.is_main:
-            torch.save({"weights": state["parameters"], "learned": learned}, out / f"{name}.pt")
+            torch.save({"weights": weights, "learned": learned}, out / f"{name}.pt")
 
 
 def go(config: TrainConfig, scoring: Any = None, ranks: Ranks | None = None) -> bool:
     return run(config, scoring=scoring or ScoringHere(), ranks=ranks or Ranks(), device=CPU)
 
 
+def dealt() -> None:
+    """Rows that any number of ranks wrote, dealt to two: unevenly, none to the second, evenly."""
+    mesh = init_device_mesh("cpu", (2,))
+    for written in ((2, 2, 1), (1,), (0, 3, 0, 1)):
+        tensor = torch.arange(3.0 * sum(written)).reshape(-1, 3)
+        own = distribute_tensor(tensor, mesh, [Shard(0)])
+        found = part(Rows(tensor.split(written)), own)
+        assert isinstance(found, DTensor)
+        assert found.shape == tensor.shape
+        assert torch.equal(found.to_local(), own.to_local())
+
+
 def on_two(ranks: Ranks, configs: dict[str, TrainConfig], out: Path) -> None:
-    """All that two ranks do: updates, a run begun, a run that one rank began."""
+    """All that two ranks do: updates, a run in two halves, a run begun, a run that one rank began."""
+    dealt()
     updated(ranks, configs, out)
+    assert not go(configs["kept"], StoppingAt(configs["kept"].run_folder, 3), ranks)
+    RunFolder(configs["kept"].run_folder).forget_stop()
+    assert go(configs["kept"], None, ranks)
     assert not go(configs["shrunk"], StoppingAt(configs["shrunk"].run_folder, 3), ranks)
     assert go(configs["grown"], None, ranks)
 
@@ -84,7 +101,7 @@ def done(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         name: configured(folder / name, base, *SHARED, *parts, f"method={method}")
         for name, method in UPDATES.items()
     }
-    for name in ("unbroken", "shrunk", "grown"):
+    for name in ("unbroken", "shrunk", "grown", "kept"):
         configs[name] = configured(folder / name, base, *SHARED, "updates=2")
     (folder / "one").mkdir()
     (folder / "two").mkdir()
@@ -107,8 +124,8 @@ def test_two_ranks_that_share_weights_learn_what_one_does(
     assert relative_difference(one["weights"], two["weights"], base) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["shrunk", "grown"])
-def test_a_run_goes_on_with_another_number_of_ranks(
+@pytest.mark.parametrize("name", ["shrunk", "grown", "kept"])
+def test_a_run_goes_on_with_any_number_of_ranks(
     done: tuple[Path, dict[str, TrainConfig]], base: Path, name: str
 ) -> None:
     configs = done[1]
@@ -131,4 +148,29 @@ def test_what_is_not_sharded_is_left_alone() -> None:
     tensor = torch.ones(2)
     state = {"a": [tensor, 3], "b": None}
     assert whole(state) == state
-    assert part(tensor, torch.zeros(2)) is tensor
+    assert own(state, is_main=True) == state
+    assert own(state, is_main=False) == {"a": [None, None], "b": None}
+    assert joined([state]) == state
+    assert not is_sharded(state)
+
+
+def test_a_part_is_a_copy() -> None:
+    """What it was read from may be a file that is deleted."""
+    tensor = torch.ones(2)
+    for saved in (tensor, Rows((tensor,))):
+        found = part(saved, torch.zeros(2))
+        assert torch.equal(found, tensor)
+        assert found.data_ptr() != tensor.data_ptr()
+
+
+def test_rows_are_taken_across_pieces() -> None:
+    rows = Rows((torch.tensor([[0.0], [1.0]]), torch.empty(0, 1), torch.tensor([[2.0], [3.0], [4.0]])))
+    assert rows.shape == (5, 1)
+    assert rows.take(1, 4).flatten().tolist() == [1, 2, 3]
+    assert rows.take(3, 5).flatten().tolist() == [3, 4]
+    assert rows.take(5, 5).shape == (0, 1)
+
+
+def test_ranks_that_kept_different_things_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        joined([[torch.ones(1), torch.ones(1)], [torch.ones(1)]])
