@@ -180,8 +180,9 @@ def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(P, K) log-densities of a step that was taken, NaN without noise."""
     if not bool(std > 0):
         return torch.full(states.shape[:2], torch.nan, device=states.device)
-    flat = states.flatten(0, 1), mean.flatten(0, 1)
-    return log_probability(*flat, std).unflatten(0, states.shape[:2])
+    flat_N = log_probability(states.flatten(0, 1), mean.flatten(0, 1), std)
+    densities_PK: Tensor = flat_N.unflatten(0, states.shape[:2])
+    return densities_PK
 
 
 def _decoded(policy: Policy, latents: Tensor) -> tuple[NDArray[np.uint8], float]:
