@@ -132,9 +132,8 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     Returns:
         The steps that were taken, without those of `grown`.
     """
-    steps, guidance, schedule = sampling.steps, sampling.guidance, policy.schedule(sampling.steps)
-    noise = noise.to(policy.device)
-    count, branches = len(prompts), noise.shape[2]
+    steps, schedule = sampling.steps, policy.schedule(sampling.steps)
+    noise, branches = noise.to(policy.device), noise.shape[2]
     wanted = {step % steps for step in previews}
     text = policy.encode([prompt.text for prompt in prompts])
     state, earlier = noise[0, :, :1] if start > 0 else noise[0], None
@@ -147,20 +146,13 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
             state = state.expand(-1, branches, -1, -1, -1)
             earlier = earlier if earlier is None else earlier.expand_as(state)
         states.append(state.expand(-1, branches, -1, -1, -1))
-        width = state.shape[1]
-        rows = torch.arange(count).repeat_interleave(width)
-        output = policy.predict(
-            state.flatten(0, 1), schedule.timesteps_T[j].expand(len(rows)), text.take(rows), guidance
-        )
-        evaluations += len(rows) * policy.evaluations(guidance)
-        clean, mean, std = step(
-            schedule, j, state, output.unflatten(0, (count, width)), eta=sampling.eta, earlier=earlier
-        )
-        state = mean + std * noise[j + 1, :, :width] if sampling.eta > 0 else mean
+        output = _outputs(policy, state, schedule.timesteps_T[j], text, sampling.guidance)
+        evaluations += output.shape[:2].numel() * policy.evaluations(sampling.guidance)
+        clean, mean, std = step(schedule, j, state, output, eta=sampling.eta, earlier=earlier)
+        state = mean + std * noise[j + 1, :, : mean.shape[1]] if sampling.eta > 0 else mean
         densities.append(_densities(state, mean, std).expand(-1, branches))
         if j in wanted:
-            pictures, taken_s = _decoded(policy, (state if j == steps - 1 else clean).flatten(0, 1))
-            decoded[j] = pictures.reshape(count, width, *pictures.shape[1:])
+            decoded[j], taken_s = _decoded(policy, state if j == steps - 1 else clean)
             decoding_s += taken_s
         earlier = clean if sampling.solver == "dpmpp_2m" else None
     return Branches(
@@ -176,6 +168,13 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     )
 
 
+def _outputs(policy: Policy, states: Tensor, timestep: Tensor, text: Conditioning, guidance: float) -> Tensor:
+    """What the model says at (P, K, C, h, w) states at one time, of the same shape."""
+    rows = torch.arange(len(states)).repeat_interleave(states.shape[1])
+    output = policy.predict(states.flatten(0, 1), timestep.expand(len(rows)), text.take(rows), guidance)
+    return output.view_as(states)
+
+
 def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(P, K) log-densities of a step that was taken, NaN without noise."""
     if not bool(std > 0):
@@ -186,8 +185,9 @@ def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _decoded(policy: Policy, latents: Tensor) -> tuple[NDArray[np.uint8], float]:
-    """Pictures, and the seconds that they took."""
+    """(P, K, C, h, w) latents to (P, K, H, W, 3) pictures, and the seconds that they took."""
     if latents.is_cuda:
         torch.cuda.synchronize()  # or the denoiser's time would count; decoding waits anyway
     began = time.perf_counter()
-    return policy.decode(latents), time.perf_counter() - began
+    pictures = policy.decode(latents.flatten(0, 1))
+    return pictures.reshape(*latents.shape[:2], *pictures.shape[1:]), time.perf_counter() - began

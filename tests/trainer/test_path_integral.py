@@ -1,5 +1,6 @@
 """Combining, integrating and selecting, worked by hand on two prompts, two branches and two steps."""
 
+import dataclasses
 import math
 
 import pytest
@@ -223,3 +224,40 @@ def test_the_ends_of_a_ranking_leave_out_what_failed(
     returns: list[float], highest: int, lowest: int, expected: list[int]
 ) -> None:
     assert ends(torch.tensor([returns]), highest=highest, lowest=lowest).tolist() == [expected]
+
+
+def pairs_of(selection: Selection, draws: int = 4000) -> list[tuple[int, int]]:
+    """The branches of the first prompt that are compared, in so many draws."""
+    chances = torch.rand(draws, 2, generator=torch.Generator().manual_seed(0))
+    firsts = Selection(*(value[:1].expand(draws, *value.shape[1:]) for value in fields_of(selection)))
+    winners, losers = firsts.pairs(chances)
+    return list(zip(winners.tolist(), losers.tolist(), strict=True))
+
+
+def fields_of(selection: Selection) -> list[torch.Tensor]:
+    return [getattr(selection, field.name) for field in dataclasses.fields(selection)]
+
+
+def test_at_temperature_0_the_best_is_compared_with_the_worst() -> None:
+    assert set(pairs_of(chosen([[2.0, 9.0, -1.0, NAN]]))) == {(1, 2)}
+
+
+def test_above_it_pairs_are_drawn_by_their_weights() -> None:
+    # Winners weigh 4 : 2 : 1, losers 1 : 2 : 4 (exp of log 4, log 2 and 0, and their inverses), a branch
+    # without a return nothing: that they are 0 and 2 has the chance 4/7 4/7, and turned round 1/7 1/7 more.
+    pairs = pairs_of(chosen([[math.log(4), math.log(2), 0.0, NAN]], temperature=1.0))
+    assert {branch for pair in pairs for branch in pair} == {0, 1, 2}
+    assert all(winner <= loser for winner, loser in pairs)
+    assert pairs.count((0, 2)) / len(pairs) == pytest.approx(17 / 49, abs=0.03)
+    assert pairs.count((0, 1)) / len(pairs) == pytest.approx((4 * 2 + 2 * 1) / 49, abs=0.03)
+    assert pairs.count((1, 1)) / len(pairs) == pytest.approx(2 * 2 / 49, abs=0.03)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_last_chance_draws_no_branch_without_a_return(temperature: float) -> None:
+    selection = chosen([[1.0, 3.0, NAN], [NAN, NAN, 2.0]], temperature)
+    almost = torch.full((2, 2), 1 - 2**-24)
+    winners, losers = selection.pairs(almost)
+    assert winners[0] == 1
+    assert losers[0] in (0, 1)
+    assert selection.gaps(winners, losers)[1] == 0  # dropped
