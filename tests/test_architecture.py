@@ -49,6 +49,7 @@ PURE = {
     "trainer/diffusion.py": {"torch", "trainer.records"},
     "trainer/path_integral.py": {"torch", "trainer.records"},
     "trainer/losses.py": {"torch", "trainer.records"},
+    "trainer/solver.py": {"torch", "trainer.diffusion"},
     "trainer/records.py": {"torch"},
     "reward_services/schema.py": {"pydantic", "reward_services.errors"},
 }

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import SamplingConfig
-from trainer.diffusion import log_probability, step
+from trainer.diffusion import log_probability
 from trainer.families.family import Conditioning
 from trainer.policy import Policy
 from trainer.records import Prompt
+from trainer.solver import step
 
 
 @dataclass(frozen=True, slots=True)

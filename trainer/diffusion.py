@@ -87,18 +87,6 @@ class Schedule:
         """Flow matching between sigmas, (T + 1,) and falling; the last is that of a finished picture."""
         return cls(timesteps_T, Level.of_sigma(sigmas[:-1]), Level.of_sigma(sigmas[1:]), "flow")
 
-    @property
-    def carries_T(self) -> Tensor:
-        """(T,): how far each step of DPM-Solver++(2M) carries on from the one before it: h / (2 h_before).
-
-        h is the growth of log(signal / noise) over a step (arXiv 2211.01095, algorithm 2). The first step has
-        none before it, and the last, which leaves no noise, is of first order.
-        """
-        growth_T = self.next_levels_T.log_ratio - self.levels_T.log_ratio
-        carries_T = torch.zeros_like(growth_T)
-        carries_T[1:-1] = growth_T[1:-1] / (2 * growth_T[:-2])
-        return carries_T
-
     def to(self, device: torch.device) -> "Schedule":
         """The same levels on another device."""
         return Schedule(
@@ -132,26 +120,6 @@ def clean_and_noise(
     return (sample - noise * output) / signal, output
 
 
-def carried_on(
-    sample: Tensor, clean: Tensor, earlier: Tensor, level: Level, carry: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The estimates of x0 and of the noise that a step of DPM-Solver++(2M) takes (arXiv 2211.01095).
-
-    The x0 estimate moves on as it did since the step before; the noise is what then explains the sample. With
-    these, `step_distribution` at eta = 0 is the paper's algorithm 2, at eta = 1 its SDE form.
-
-    Args:
-        sample: (N, ...) noisy latents.
-        clean: (N, ...) the x0 estimate there.
-        earlier: (N, ...) that of the step before.
-        level: of the sample.
-        carry: of this step, from `Schedule.carries_T`.
-    """
-    signal, noise = _beside(level.signal, sample), _beside(level.noise, sample)
-    carried = clean + carry.to(clean.dtype) * (clean - earlier)
-    return carried, (sample - signal * carried) / noise
-
-
 def target_output(sample: Tensor, clean: Tensor, level: Level, prediction_type: PredictionType) -> Tensor:
     """(N, ...): what the model should have said at `sample` for its trajectory to end in `clean`."""
     signal, noise = _beside(level.signal, sample), _beside(level.noise, sample)
@@ -175,27 +143,6 @@ def step_distribution(
     direction = (next_level.noise**2 - variance).clamp(min=0).sqrt()
     mean = _beside(next_level.signal, clean) * clean + _beside(direction, clean) * eps
     return mean, _beside(variance.sqrt(), clean)
-
-
-def step(
-    schedule: Schedule, j: int, sample: Tensor, output: Tensor, *, eta: float, earlier: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Step j from a model's output: the x0 estimates, and mean and standard deviation of the next state.
-
-    Args:
-        schedule: the T noise levels.
-        j: which step.
-        sample: (N, ...) noisy latents.
-        output: (N, ...) the model's prediction there.
-        eta: noise put back.
-        earlier: (N, ...) the x0 estimates of the step before, for DPM-Solver++(2M); None is DDIM.
-    """
-    level = schedule.levels_T[j]
-    clean, eps = clean_and_noise(sample, output, level, schedule.prediction_type)
-    carried = clean
-    if earlier is not None:
-        carried, eps = carried_on(sample, clean, earlier, level, schedule.carries_T[j])
-    return clean, *step_distribution(carried, eps, level, schedule.next_levels_T[j], eta)
 
 
 def log_probability(state: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import SamplingConfig
-from trainer.diffusion import clean_and_noise, step
+from trainer.diffusion import clean_and_noise
 from trainer.policy import Policy
+from trainer.solver import step
 
 Judge = Callable[[NDArray[np.uint8], str], Tensor]
 """(N, H, W, 3) pictures and their prompt to (N,) scores, NaN where a score failed."""
