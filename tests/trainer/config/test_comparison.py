@@ -40,7 +40,7 @@ def test_null_leaves_one_out(pipelines: dict[str, Path], tmp_path: Path) -> None
     assert fewer.searches == {}
 
 
-@pytest.mark.parametrize("file", ["compare.yaml", "learning-rates.yaml", "ablations.yaml"])
+@pytest.mark.parametrize("file", ["compare.yaml", "learning-rates.yaml", "ablations.yaml", "longer.yaml"])
 def test_shipped_comparisons_have_no_mistakes(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(ROOT / "deploy" / file, [])
