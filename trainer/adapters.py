@@ -44,14 +44,14 @@ def merged(network: Any) -> Iterator[None]:
     """Within this block the adapters are part of the weights, so that an evaluation takes fewer operations.
 
     Only float32 holds both without loss: other networks are left as they are. Afterwards the weights are
-    what they were, to the bit.
+    what they were, to the bit: copies wait in the host's memory.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
     if any(weight.dtype != torch.float32 for weight in weights):
         yield
         return
-    before = [weight.detach().clone() for weight in weights]
+    before = [weight.detach().to("cpu", copy=True) for weight in weights]
     network.fuse_lora()
     try:
         yield
