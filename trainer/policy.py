@@ -54,7 +54,7 @@ class Policy:
                 module.requires_grad_(False).eval()
                 if module is not network:
                     self._place(module, visits=offload)
-        vae.to(memory_format=torch.channels_last)  # a tenth faster on CPUs, more in half precision on GPUs
+        vae.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()  # SDXL's autoencoder overflows in half precision
         self._dtype: torch.dtype = network.dtype
