@@ -114,6 +114,7 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     noise: Tensor,
     *,
     start: int = 0,
+    end: int | None = None,
     previews: Sequence[int] = (-1,),
     until: int | None = None,
     grown: Branches | None = None,
@@ -122,10 +123,12 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
 
     Args:
         policy: the model as it is now.
-        sampling: how many steps T there are, and how they are taken.
+        sampling: how many steps there are, and how they are taken.
         prompts: P prompts.
         noise: (T + 1, P, K, C, h, w) from `step_noise`; without eta the first is all that is read.
         start: step at which the branches part; before it they share one trunk.
+        end: the number of steps T after which they end, by a last one that goes all the way to the x0
+            estimate; None is as many as there are.
         previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
         until: the step to stop before, more than `start`; None is the end.
         grown: branches that grow on from where they are, `noise` being theirs.
@@ -133,7 +136,8 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     Returns:
         The steps that were taken, without those of `grown`.
     """
-    steps, schedule = sampling.steps, policy.schedule(sampling.steps)
+    steps = end or sampling.steps
+    schedule = policy.schedule(sampling.steps).ending(steps)
     noise, branches = noise.to(policy.device), noise.shape[2]
     wanted = {step % steps for step in previews}
     text = policy.encode([prompt.text for prompt in prompts])

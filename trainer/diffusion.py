@@ -87,6 +87,14 @@ class Schedule:
         """Flow matching between sigmas, (T + 1,) and falling; the last is that of a finished picture."""
         return cls(timesteps_T, Level.of_sigma(sigmas[:-1]), Level.of_sigma(sigmas[1:]), "flow")
 
+    def ending(self, steps: int) -> "Schedule":
+        """The first of these steps alone, 1 to T; where more were to come, the last goes to the x0 estimate."""
+        if steps == len(self):
+            return self
+        after, clean = self.next_levels_T[: steps - 1], self.levels_T.noise.new_zeros(1)
+        ends = Level(torch.cat([after.signal, clean + 1]), torch.cat([after.noise, clean]))
+        return Schedule(self.timesteps_T[:steps], self.levels_T[:steps], ends, self.prediction_type)
+
     def to(self, device: torch.device) -> "Schedule":
         """The same levels on another device."""
         return Schedule(

@@ -36,18 +36,19 @@ class Growing:
 
     def grow(self, policy: Policy, until: int) -> Branches:
         """Grow on and stop before a step; returns the steps taken and their previews, which want scores."""
-        config, sampling, branching = self._config, self._config.sampling, self._config.branching
+        config, branching = self._config, self._config.branching
         noise = step_noise(
-            policy.latent_shape, branches=branching.branches, steps=sampling.steps, seeds=self._seeds
+            policy.latent_shape, branches=branching.branches, steps=config.path_steps, seeds=self._seeds
         )
         if self._columns_PK is not None:
             noise = noise[:, torch.arange(len(noise[0]))[:, None], self._columns_PK]
         steps = grow(
             policy,
-            sampling,
+            config.sampling,
             self._prompts,
             noise,
             start=branching.start,
+            end=branching.end,
             previews=branching.previews,
             until=until,
             grown=self._branches,

@@ -205,7 +205,7 @@ def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOn
             output = policy.predict(replayed, replayed.new_zeros(len(replayed)), text.take(rows), guidance)
             output.square().mean().backward()
     # The noise of every step and the states between, which later wait in the host's memory.
-    grown = 2 * latents.numel() * (config.sampling.steps + 1) * _FLOAT32
+    grown = 2 * latents.numel() * (config.path_steps + 1) * _FLOAT32
     return {
         "encoding": encoding.peak,
         "sampling": sampling.peak + grown,

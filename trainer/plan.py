@@ -98,7 +98,7 @@ def work_of(config: TrainConfig) -> Work:
     Raises:
         ModelError: the model cannot be used.
     """
-    prompts, branching, steps = config.branching.prompts_per_update, config.branching, config.sampling.steps
+    prompts, branching, steps = config.branching.prompts_per_update, config.branching, config.path_steps
     each = check_model(config.model).evaluations(config.sampling.guidance)
     own_prompts = prompts if config.data is None else 0  # which have branches, not pictures that are given
     stops, finished = config.stages[0], config.finished_branches

@@ -71,7 +71,7 @@ class Replayer:
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self._policy, self._config = policy, config
-        self._schedule = policy.schedule(config.sampling.steps)
+        self._schedule = policy.schedule(config.sampling.steps).ending(config.path_steps)
         self.unet_evaluations = 0
         """Policy and reference together, since it was last set to 0."""
 

@@ -34,7 +34,7 @@ from deploy.shapes.data import pixels, random_scene
 from reward_services.shapes.captions import Scene
 from reward_services.shapes.verify import verify
 from trainer.branches import grow, step_noise
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, SamplingConfig
 from trainer.policy import Policy
 from trainer.records import Prompt
 
@@ -212,9 +212,8 @@ def _pictures(policy: Policy, scenes: list[Scene], way: tuple[float, float], see
     prompts = [Prompt(index=index, text=scene.text) for index, scene in enumerate(scenes)]
     seeds = [seed + index + int(1e6 * (10 * guidance + eta)) for index in range(len(scenes))]
     noise = step_noise(policy.latent_shape, branches=SAMPLES // len(WAYS), steps=STEPS, seeds=seeds)
-    return grow(policy, policy.schedule(STEPS), prompts, noise, guidance=guidance, eta=eta).previews[
-        STEPS - 1
-    ]
+    sampling = SamplingConfig(steps=STEPS, guidance=guidance, eta=eta)
+    return grow(policy, sampling, prompts, noise).previews[STEPS - 1]
 
 
 def _quality(image: np.ndarray, caption: str) -> float:

@@ -227,3 +227,22 @@ def test_branches_that_go_on_are_those_of_an_unbroken_growth(
     )
     for step, pictures in joined.previews.items():
         assert np.abs(pictures.astype(int) - whole.previews[step][rows, columns]).max() <= 1
+
+
+@SOLVERS
+def test_branches_that_end_early_end_in_their_estimate(
+    policy: Policy, solver: Literal["ddim", "dpmpp_2m"]
+) -> None:
+    """They are the unbroken ones up to their last step; there the estimate that those decode is their end."""
+    noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS)
+    sampling = SamplingConfig(steps=STEPS, guidance=1.0, solver=solver)
+    whole = grow(policy, sampling, PROMPTS, noise, start=1, previews=(1, 2))
+    early = grow(policy, sampling, PROMPTS, noise, start=1, end=3, previews=(1, -1))
+    assert early.unet_evaluations == len(PROMPTS) * (1 + 2 * BRANCHES)
+    assert torch.equal(early.states[:3], whole.states[:3])
+    assert early.taken == 3
+    assert sorted(early.previews) == [1, 2]
+    assert np.array_equal(early.previews[1], whole.previews[1])
+    assert np.array_equal(early.previews[2], whole.previews[2])
+    decoded = policy.decode(early.clean.flatten(0, 1))
+    assert np.array_equal(decoded, early.previews[2].reshape(decoded.shape))

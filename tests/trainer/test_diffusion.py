@@ -116,6 +116,20 @@ def test_a_step_ends_where_the_next_begins() -> None:
     assert (schedule.next_levels_T.signal > schedule.levels_T.signal).all()
 
 
+def test_steps_that_end_early_end_in_the_estimate() -> None:
+    whole = Schedule.spaced(torch.linspace(0.99, 0.01, 100), 7, "epsilon", final_alpha_bar=0.995)
+    early = whole.ending(3)
+    assert len(early) == 3
+    assert torch.equal(early.timesteps_T, whole.timesteps_T[:3])
+    assert torch.equal(early.levels_T.noise, whole.levels_T.noise[:3])
+    assert torch.equal(early.next_levels_T.noise[:2], whole.next_levels_T.noise[:2])
+    clean, eps = random(0, *SHAPE), random(1, *SHAPE)
+    mean, std = step_distribution(clean, eps, early.levels_T[2], early.next_levels_T[2], 1.0)
+    assert torch.equal(mean, clean)
+    assert std == 0
+    assert whole.ending(7) is whole
+
+
 def test_a_flows_step_ends_where_the_next_begins() -> None:
     schedule = Schedule.of_flow(torch.tensor([1000.0, 600.0]), torch.tensor([1.0, 0.6, 0.0]))
     assert schedule.prediction_type == "flow"

@@ -35,6 +35,7 @@ def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
             "branching.stop={after: 0, keep: 2}",
         ],
         ["method=sft_sharpening", "optimizer.steps_per_update=1"],
+        ["sampling.steps=6", "branching.start=1", "branching.end=4", "branching.previews=[1, 2, -1]"],
         ["method=sft_sharpening", "loss.kl_weight=0.1", "loss.baseline=true"],
         ["method=sft_sharpening", "selection.temperature=1e6", "loss.states_per_branch=9"],
         ["loss.replayed_steps=[1, 2]", "branching.prompts_per_micro_batch=3"],

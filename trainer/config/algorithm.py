@@ -38,8 +38,11 @@ class BranchingConfig(Section):
     """Branches grown from each prompt."""
     start: Whole = 0
     """Step at which the branches part from a shared trunk; 0 gives each a first noise of its own."""
+    end: Count | None = None
+    """Steps after which branches end, by their x̂0 there, as the paper's do after m from where they part
+    (Algorithm 2); null grows them to finished pictures."""
     previews: tuple[int, ...] = Field((-1,), min_length=1)
-    """Steps whose x̂0 is decoded and scored, from 0; negative numbers count from the last step."""
+    """Steps whose x̂0 is decoded and scored, from 0; negative numbers count from the last step taken."""
     prompts_per_update: Count = 8
     """Prompts of one update, all ranks together."""
     prompts_per_micro_batch: Count = 4

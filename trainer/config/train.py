@@ -94,15 +94,20 @@ class TrainConfig(Section):
     """Where metrics and some held-out pictures go besides the run folder; the last two are extras."""
 
     @property
+    def path_steps(self) -> int:
+        """Steps that branches take, those of their trunk included."""
+        return self.branching.end or self.sampling.steps
+
+    @property
     def preview_steps(self) -> tuple[int, ...]:
         """The scored steps, counted from 0, in order, each once."""
-        return tuple(sorted({step % self.sampling.steps for step in self.branching.previews}))
+        return tuple(sorted({step % self.path_steps for step in self.branching.previews}))
 
     @property
     def stages(self) -> tuple[int, ...]:
         """The step before which each stretch of growing ends: after one, branches may stop."""
         stop = self.branching.stop
-        return (self.sampling.steps,) if stop is None else (stop.after + 1, self.sampling.steps)
+        return (self.path_steps,) if stop is None else (stop.after + 1, self.path_steps)
 
     @property
     def finished_branches(self) -> int:
@@ -117,7 +122,7 @@ class TrainConfig(Section):
     @property
     def replayed_steps(self) -> tuple[int, int]:
         """First step and the one after the last whose states may be replayed."""
-        return self.loss.replayed_steps or (self.branching.start, self.sampling.steps)
+        return self.loss.replayed_steps or (self.branching.start, self.path_steps)
 
     @property
     def learned_states(self) -> Literal["visited", "renoised"]:
@@ -195,8 +200,19 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_end(self) -> Self:
+        branching = self.branching
+        if branching.end and not branching.start < branching.end <= self.sampling.steps:
+            raise ValueError(
+                f"branching.end must come after branching.start and within the {self.sampling.steps} steps"
+            )
+        if branching.end and self.data is not None:
+            raise ValueError("pictures that are given do not grow: leave out branching.end")
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> Self:
-        steps, branching = self.sampling.steps, self.branching
+        steps, branching = self.path_steps, self.branching
         if not all(-steps <= step < steps for step in branching.previews):
             raise ValueError(f"branching.previews must lie within the {steps} steps: {-steps} to {steps - 1}")
         if self.preview_steps[0] < branching.start:
