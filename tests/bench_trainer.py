@@ -2,11 +2,14 @@
 
 make bench-trainer     (python -m tests.bench_trainer [OPTIONS]; writes runs/bench/trainer.json and .html)
 
-Both have n = 3 branches, paths of m = 3 scored and learned steps out of 25, no guidance. Rewards run in a
-process of their own and take a given time longer for each batch. Speed: the two in turn, every latency in
-every round, medians over rounds of the ratio within a round. Memory: what an update of each holds at most
-above the loaded model, as torch's allocators count; the published code knows one prompt at a time, so ours is
-also measured so, and with the activations of one state at a time. It needs no Ray.
+Both have n = 3 branches, paths of m = 3 scored and learned steps out of 25, no guidance. Ours part from a
+trunk half way, where the published code's random step is on average, and end after the m steps, or with
+`--end 25` grow on to finished pictures. Rewards run in a process of their own and take a given time longer
+for each batch. Speed: the two in turn, every latency in every round, medians over rounds of the ratio within
+a round. Memory: what an update of each holds at most above the loaded model, as torch's allocators count; the
+published code knows one prompt at a time. Ours is set to need little: few states have gradients at a time,
+with pairs of branches twice as many are needed and so evaluated twice, and pictures are decoded one by one.
+It needs no Ray.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from trainer.ranks import Ranks
 from trainer.run import start
 
 SHAPES = Path(__file__).parent.parent / "deploy" / "shapes"
+STEPS, START, PATH, BRANCHES = 25, 12, 3, 3
 METHODS = ("sft_sharpening", "rlhf_sharpening")
 LATENCIES_MS = (0, 50, 200, 1000)
 MEASURED = ("ours", "theirs", "stall", "decoding")
@@ -47,7 +51,7 @@ STYLE += (
 
 
 def configured(arguments: argparse.Namespace, method: str, folder: Path) -> TrainConfig:
-    """The settings of both: branches part half way, where the published code's random step is on average."""
+    """The settings of both; the published layout takes of ours what it has."""
     return TrainConfig.model_validate(
         {
             "method": method,
@@ -59,21 +63,23 @@ def configured(arguments: argparse.Namespace, method: str, folder: Path) -> Trai
                 "dtype": arguments.dtype,
                 "image_size": arguments.image_size,
                 "states_with_gradients": arguments.states_with_gradients,
+                "decoding": arguments.decoding,
             },
             "prompts": {"train": str(SHAPES / "prompts" / "train.jsonl")},
             "rewards": {"url": "http://127.0.0.1:9", "weights": dict.fromkeys(REWARDS, 0.5)},
-            "sampling": {"steps": 25, "guidance": 1.0, "eta": 1.0},
+            "sampling": {"steps": STEPS, "guidance": 1.0, "eta": 1.0},
             "branching": {
-                "branches": 3,
-                "start": 12,
-                "previews": [-3, -2, -1],
+                "branches": BRANCHES,
+                "start": START,
+                "end": arguments.end,
+                "previews": list(range(-PATH, 0)),
                 "prompts_per_update": arguments.prompts,
                 "prompts_per_micro_batch": arguments.micro_batch,
             },
             "loss": {
                 "beta": 100.0,
                 "margin": "none",
-                "states_per_branch": 3,
+                "states_per_branch": PATH,
                 "branches_per_micro_batch": arguments.branches_per_micro_batch,
             },
             "optimizer": {"lr": 1e-5},
@@ -120,10 +126,11 @@ class Contest:
         """The evaluations that one micro-batch needs."""
         config, branches = self._run.config, self._run.config.branching.branches
         with torch.no_grad():
-            for step in range(config.sampling.steps):
-                self._predict(prompts if step < config.branching.start else prompts * branches)
+            for step in range(config.path_steps):
+                self._predict(prompts if step < config.branching.shared_steps else prompts * branches)
         pairs = config.method == "rlhf_sharpening"
-        most, left = config.loss.branches_per_micro_batch, prompts * (2 if pairs else 1)
+        at_least = 2 if pairs else 1
+        most, left = max(config.loss.branches_per_micro_batch, at_least), prompts * at_least
         while left > 0:
             states = min(most, left) * config.loss.states_per_branch
             left -= most
@@ -160,15 +167,23 @@ def contest(arguments: argparse.Namespace, method: str) -> Iterator[tuple[Contes
         yield Contest(config, scoring, torch.device(arguments.device)), scoring
 
 
-def speed(arguments: argparse.Namespace, method: str) -> list[dict[str, Any]]:
-    """For each latency the medians over rounds of both rates and of their ratio."""
+def measured(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
+    """For each latency medians over rounds of both rates and of their ratio; then bytes above the model."""
     rounds: dict[int, list[dict[str, float]]] = {latency: [] for latency in arguments.latencies}
     with contest(arguments, method) as (both, scoring):
-        both.ours(), both.theirs()  # the first is slower
+        both.ours(), both.theirs()  # the first is slower, and the optimizer's moments stay
         for latency in list(arguments.latencies) * arguments.rounds:
             scoring.latency_ms = latency
             ours = both.ours()
             rounds[latency].append(both.shares | {"ours": ours, "bare": both.bare(), "theirs": both.theirs()})
+        scoring.latency_ms = 0
+        held = {"ours": peak_bytes(both.ours), "theirs": peak_bytes(both.theirs)}
+    memory = {**held, "ratio": held["ours"] / held["theirs"]}
+    return {"speed": of_latencies(rounds), "memory": memory}
+
+
+def of_latencies(rounds: Mapping[int, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Medians over the rounds of each latency."""
     return [
         {
             "latency_ms": latency,
@@ -178,26 +193,6 @@ def speed(arguments: argparse.Namespace, method: str) -> list[dict[str, Any]]:
         }
         for latency, found in rounds.items()
     ]
-
-
-def memory(arguments: argparse.Namespace, method: str) -> dict[str, dict[str, float]]:
-    """Bytes above the model in an update of each, and their ratio: as timed, and a prompt at a time."""
-    one = {"micro_batch": 1, "branches_per_micro_batch": 2}
-    frugal: dict[str, dict[str, Any]] = {
-        "as timed": {},
-        "a prompt at a time": one,
-        "a state at a time": {**one, "states_with_gradients": 1},
-        "adapters, as timed": {"lora": True},
-        "adapters, a prompt at a time": {**one, "lora": True},
-    }
-    found = {}
-    for name, changed in frugal.items():
-        given = argparse.Namespace(**{**vars(arguments), **changed})
-        with contest(given, method) as (both, _):
-            both.ours(), both.theirs()  # the moments of the optimizer stay
-            ours, theirs = peak_bytes(both.ours), peak_bytes(both.theirs)
-        found[name] = {"ours": ours, "theirs": theirs, "ratio": ours / theirs}
-    return found
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -243,11 +238,13 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--lora", action=argparse.BooleanOptionalAction, default=True, help="or all weights")
+    parser.add_argument("--end", type=int, default=START + PATH, help="step after which our branches end")
     parser.add_argument("--prompts", type=int, default=32, help="of an update")
-    parser.add_argument("--micro-batch", type=int, default=8, help="prompts sampled at a time")
-    parser.add_argument("--branches-per-micro-batch", type=int, default=8, help="branches replayed at a time")
-    parser.add_argument("--states-with-gradients", type=int, help="at a time; more are evaluated twice")
+    parser.add_argument("--micro-batch", type=int, default=2, help="prompts sampled at a time")
+    parser.add_argument("--branches-per-micro-batch", type=int, default=1, help="replayed together")
+    parser.add_argument("--states-with-gradients", type=int, default=3, help="more are evaluated twice")
+    parser.add_argument("--decoding", choices=("whole", "sliced"), default="sliced")
     parser.add_argument("--latencies", type=int, nargs="+", default=LATENCIES_MS, help="in milliseconds")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args(given)
@@ -259,18 +256,18 @@ def main(given: Sequence[str]) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, one thread"
     found: dict[str, Any] = {"device": device, "given": list(given), "methods": {}}
     for method in METHODS:
-        measured: dict[str, Any] = {"speed": speed(arguments, method), "memory": memory(arguments, method)}
-        found["methods"][method] = measured
+        of_method = measured(arguments, method)
+        found["methods"][method] = of_method
         print(f"{method} on {device}")
-        for row in measured["speed"]:
+        for row in of_method["speed"]:
             print(
                 f"  {row['latency_ms']:4} ms: {row['ours']:6.2f} to {row['theirs']:6.2f} prompts/s, "
                 f"{row['ratio']:5.2f} x; {row['over_bare']:.2f} x bare evaluations; "
                 f"stall {row['stall']:.1%}, decoding {row['decoding']:.1%}"
             )
-        for name, held in measured["memory"].items():
-            ours, theirs = (held[side] / 2**20 for side in ("ours", "theirs"))
-            print(f"  above the model, {name}: {ours:.0f} to {theirs:.0f} MiB, {held['ratio']:.2f} x")
+        held = of_method["memory"]
+        ours, theirs = (held[side] / 2**20 for side in ("ours", "theirs"))
+        print(f"  above the model: {ours:.1f} to {theirs:.1f} MiB, {held['ratio']:.2f} x", flush=True)
     write(arguments.folder, found)
 
 

@@ -114,10 +114,10 @@ def configured(folder: Path, pipeline: Path, *overrides: str) -> TrainConfig:
     return config
 
 
-def started(config: TrainConfig, ranks: Ranks | None = None) -> Run:
+def started(config: TrainConfig, ranks: Ranks | None = None, device: torch.device = CPU) -> Run:
     """One rank of the run, ready to go, on its number of threads, which moves the last digits."""
     torch.set_num_threads(config.ranks.torch_threads)
-    return start(config, scoring=ScoringHere(), ranks=ranks or Ranks(), device=CPU)
+    return start(config, scoring=ScoringHere(), ranks=ranks or Ranks(), device=device)
 
 
 def weights_of(config: TrainConfig) -> list[torch.Tensor]:

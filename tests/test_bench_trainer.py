@@ -18,7 +18,6 @@ def test_the_benchmark_measures_and_plots(tmp_path: Path, capsys: pytest.Capture
         assert (fast["latency_ms"], slow["latency_ms"]) == (0, 200)
         # A layout that waits for each picture pays every latency; two busy cores make no more certain.
         assert 1 < fast["ratio"] < slow["ratio"]
-        assert measured["memory"]["a prompt at a time"]["ratio"] < 1
-        assert measured["memory"]["a state at a time"]["ratio"] < 0.4
+        assert measured["memory"]["ratio"] < 0.5
     assert (tmp_path / "trainer.html").read_text(encoding="utf-8").count("<svg") == len(METHODS)
     assert "prompts/s" in capsys.readouterr().out

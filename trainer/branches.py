@@ -126,7 +126,7 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         sampling: how many steps there are, and how they are taken.
         prompts: P prompts.
         noise: (T + 1, P, K, C, h, w) from `step_noise`; without eta the first is all that is read.
-        start: step at which the branches part; before it they share one trunk.
+        start: step at which the branches part, by its noise; until then they share one trunk.
         end: the number of steps T after which they end, by a last one that goes all the way to the x0
             estimate; None is as many as there are.
         previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
@@ -147,19 +147,19 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     states, densities, decoded, evaluations, decoding_s = [], [], {}, 0, 0.0
     first = 0 if grown is None else grown.taken
     for j in range(first, until or steps):
-        if j == start:  # the trunk parts
-            state = state.expand(-1, branches, -1, -1, -1)
-            earlier = earlier if earlier is None else earlier.expand_as(state)
         states.append(state.expand(-1, branches, -1, -1, -1))
         output = _outputs(policy, state, schedule.timesteps_T[j], text, sampling.guidance)
         evaluations += output.shape[:2].numel() * policy.evaluations(sampling.guidance)
         clean, mean, std = step(schedule, j, state, output, eta=sampling.eta, earlier=earlier)
-        state = mean + std * noise[j + 1, :, : mean.shape[1]] if sampling.eta > 0 else mean
-        densities.append(_densities(state, mean, std).expand(-1, branches))
+        # At `start` one state takes as many noises as there are branches: they part.
+        noises = branches if j >= start else 1
+        state = mean + std * noise[j + 1, :, :noises] if sampling.eta > 0 else mean
+        densities.append(_densities(state, mean.expand_as(state), std).expand(-1, branches))
         if j in wanted:
-            decoded[j], taken_s = _decoded(policy, state if j == steps - 1 else clean)
+            pictures, taken_s = _decoded(policy, state if j == steps - 1 else clean)
+            decoded[j] = pictures.repeat(branches // pictures.shape[1], axis=1)
             decoding_s += taken_s
-        earlier = clean if sampling.solver == "dpmpp_2m" else None
+        earlier = clean.expand_as(state) if sampling.solver == "dpmpp_2m" else None
     return Branches(
         prompts=tuple(prompts),
         text=text,

@@ -88,7 +88,7 @@ class Schedule:
         return cls(timesteps_T, Level.of_sigma(sigmas[:-1]), Level.of_sigma(sigmas[1:]), "flow")
 
     def ending(self, steps: int) -> "Schedule":
-        """The first of these steps alone, 1 to T; where more were to come, the last goes to the x0 estimate."""
+        """The first of these steps alone, 1 to T; if more were to come, the last goes to the x0 estimate."""
         if steps == len(self):
             return self
         after, clean = self.next_levels_T[: steps - 1], self.levels_T.noise.new_zeros(1)

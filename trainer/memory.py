@@ -183,7 +183,8 @@ def micro_batch(config: TrainConfig) -> int:
 
 def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOnDevice) -> dict[str, int]:
     prompts, branches = micro_batch(config), config.branching.branches
-    at_a_time = min(chosen_branches(config, prompts), config.loss.branches_per_micro_batch)
+    most = max(config.loss.branches_per_micro_batch, 2 if config.is_paired else 1)
+    at_a_time = min(chosen_branches(config, prompts), most)
     latents = _latents(family, prompts * branches)
     # There is no autocast on the meta device; AsOnDevice stands in for that of others.
     policy.device = torch.device("cpu")

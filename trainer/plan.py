@@ -102,7 +102,8 @@ def work_of(config: TrainConfig) -> Work:
     each = check_model(config.model).evaluations(config.sampling.guidance)
     own_prompts = prompts if config.data is None else 0  # which have branches, not pictures that are given
     stops, finished = config.stages[0], config.finished_branches
-    grown = branching.start + (stops - branching.start) * branching.branches + (steps - stops) * finished
+    shared = branching.shared_steps
+    grown = shared + (stops - shared) * branching.branches + (steps - stops) * finished
     early = sum(step < stops for step in config.preview_steps)
     scored = early * branching.branches + (len(config.preview_steps) - early) * finished
     states = chosen_branches(config, prompts) * replayed_states(config)

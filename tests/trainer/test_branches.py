@@ -100,8 +100,9 @@ def test_each_evaluation_of_the_unet_is_counted(policy: Policy) -> None:
     evaluated: list[int] = []
     hook = policy.denoiser.register_forward_hook(lambda _, inputs, output: evaluated.append(len(inputs[0])))
     noise = step_noise(LATENT_SHAPE, branches=BRANCHES, steps=STEPS, seeds=SEEDS)
-    # 3 prompts: 2 steps of one trunk, then 3 steps of 3 branches; guidance evaluates each state twice.
-    for guidance, start, expected in ((1.0, 0, 3 * 15), (3.0, 0, 2 * 3 * 15), (3.0, 2, 2 * 3 * (2 + 9))):
+    # 3 prompts: 3 steps of one trunk, by whose last noise branches part, then 2 steps of 3 branches; guidance
+    # evaluates each state twice.
+    for guidance, start, expected in ((1.0, 0, 3 * 15), (3.0, 0, 2 * 3 * 15), (3.0, 2, 2 * 3 * (3 + 6))):
         evaluated.clear()
         sampling = SamplingConfig(steps=STEPS, guidance=guidance)
         branches = grow(policy, sampling, PROMPTS, noise, start=start)
@@ -238,7 +239,7 @@ def test_branches_that_end_early_end_in_their_estimate(
     sampling = SamplingConfig(steps=STEPS, guidance=1.0, solver=solver)
     whole = grow(policy, sampling, PROMPTS, noise, start=1, previews=(1, 2))
     early = grow(policy, sampling, PROMPTS, noise, start=1, end=3, previews=(1, -1))
-    assert early.unet_evaluations == len(PROMPTS) * (1 + 2 * BRANCHES)
+    assert early.unet_evaluations == len(PROMPTS) * (2 + BRANCHES)
     assert torch.equal(early.states[:3], whole.states[:3])
     assert early.taken == 3
     assert sorted(early.previews) == [1, 2]

@@ -117,7 +117,7 @@ def test_parts_change_memory_and_not_the_update(
 ) -> None:
     options = (f"method={method}", f"loss.states={states}", "selection.temperature=0.05")
     whole, _ = moved(configured(tmp_path, folder, *options))
-    parts, _ = moved(configured(tmp_path, folder, *options, "loss.branches_per_micro_batch=2"))
+    parts, _ = moved(configured(tmp_path, folder, *options, "loss.branches_per_micro_batch=1"))
     micro, _ = moved(configured(tmp_path, folder, *options, "branching.prompts_per_micro_batch=1"))
     assert relative_difference(whole, parts, folder) < 1e-3
     assert relative_difference(whole, micro, folder) < 1e-3

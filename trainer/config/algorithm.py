@@ -37,7 +37,7 @@ class BranchingConfig(Section):
     branches: int = Field(4, ge=2)
     """Branches grown from each prompt."""
     start: Whole = 0
-    """Step at which the branches part from a shared trunk; 0 gives each a first noise of its own."""
+    """Step by whose noise the branches part from a shared trunk; 0 gives each a first noise of its own."""
     end: Count | None = None
     """Steps after which branches end, by their x̂0 there, as the paper's do after m from where they part
     (Algorithm 2); null grows them to finished pictures."""
@@ -49,6 +49,11 @@ class BranchingConfig(Section):
     """Prompts a rank samples at a time; while one micro-batch is scored the next is sampled."""
     stop: StopConfig | None = None
     """Which branches stop on the way; null lets all grow to their end."""
+
+    @property
+    def shared_steps(self) -> int:
+        """Steps whose evaluation all branches of a prompt share."""
+        return self.start + 1 if self.start else 0
 
 
 class SelectionConfig(Section):
@@ -86,8 +91,9 @@ class LossConfig(Section):
     """Visited states of a chosen branch that one optimizer step replays: the paper's path length m."""
     replayed_steps: tuple[Whole, Count] | None = None
     """First step and the one after the last whose states may be replayed; null takes all."""
-    branches_per_micro_batch: int = Field(64, ge=2)
-    """Branches replayed at a time; bounds the memory of activations."""
+    branches_per_micro_batch: Count = 64
+    """Branches replayed at a time, of methods that compare two at least a pair; bounds the memory of
+    activations."""
 
 
 class OptimizerConfig(Section):

@@ -202,9 +202,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check_end(self) -> Self:
         branching = self.branching
-        if branching.end and not branching.start < branching.end <= self.sampling.steps:
+        if branching.end and not branching.shared_steps < branching.end <= self.sampling.steps:
             raise ValueError(
-                f"branching.end must come after branching.start and within the {self.sampling.steps} steps"
+                f"branching.end must come after branches have parted, {branching.shared_steps + 1} or more, "
+                f"and within the {self.sampling.steps} steps"
             )
         if branching.end and self.data is not None:
             raise ValueError("pictures that are given do not grow: leave out branching.end")

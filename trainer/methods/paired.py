@@ -19,7 +19,7 @@ from trainer.replay import Lesson, Replay
 class _Paired(Method):
     def parts(self, lesson: Lesson, step: int) -> Iterator[Part]:
         """Of a better and a worse branch of each prompt: at temperature 0 the best and the worst."""
-        selection, size = lesson.selection, self._options.branches_per_micro_batch // 2
+        selection, size = lesson.selection, max(1, self._options.branches_per_micro_batch // 2)
         draws = self._replayer.draw(lesson, step)
         best_P, worst_P = selection.pairs(draws.chances_P2)
         gap_P, valid = selection.gaps(best_P, worst_P), selection.valid_P.nonzero()[:, 0]

@@ -1,0 +1,103 @@
+"""A Stable Diffusion XL of full size with random weights: what it draws means nothing, what it takes does.
+
+Its parts have the settings of `stabilityai/stable-diffusion-xl-base-1.0`, but for the vocabulary, which is
+the embedded world's.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from deploy.shapes.tokenizer import write_tokenizer
+
+TOKENS = 77
+NARROW = 32
+"""By how much the small one's layers are narrower."""
+
+
+def write_sdxl(folder: Path, device: torch.device, *, small: bool = False) -> Path:
+    """Save one in bfloat16, its weights drawn on a device; returns the folder.
+
+    Args:
+        folder: where.
+        device: a GPU draws seven gigabytes of weights in seconds.
+        small: with narrow layers, to try what is meant for the full size.
+    """
+    write_tokenizer(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=TOKENS)
+    torch.manual_seed(0)
+    with torch.device(device):
+        first = CLIPTextModel(_text(tokenizer, 768, layers=12, heads=12, gate="quick_gelu", small=small))
+        text = _text(tokenizer, 1280, layers=32, heads=20, gate="gelu", small=small)
+        second, unet, vae = CLIPTextModelWithProjection(text), _unet(small), _vae(small)
+    parts: dict[str, nn.Module] = {"text_encoder": first, "text_encoder_2": second, "unet": unet, "vae": vae}
+    pipeline = StableDiffusionXLPipeline(
+        **{name: part.to(torch.bfloat16) for name, part in parts.items()},
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            timestep_spacing="trailing",
+        ),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _unet(small: bool) -> UNet2DConditionModel:
+    narrow = NARROW if small else 1
+    return UNet2DConditionModel(
+        sample_size=128 // (8 if small else 1),
+        block_out_channels=tuple(width // (10 if small else 1) for width in (320, 640, 1280)),
+        norm_num_groups=4 if small else 32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(1, 2, 4) if small else (5, 10, 20),
+        cross_attention_dim=2048 // narrow,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256 // narrow,
+        projection_class_embeddings_input_dim=1280 // narrow + 6 * (256 // narrow),
+    )
+
+
+def _vae(small: bool) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8) if small else (128, 256, 512, 512),
+        norm_num_groups=4 if small else 32,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=1024,
+        scaling_factor=0.13025,
+        force_upcast=False,
+    )
+
+
+def _text(
+    tokenizer: CLIPTokenizer, width: int, *, layers: int, heads: int, gate: str, small: bool
+) -> CLIPTextConfig:
+    narrow = NARROW if small else 1
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width // narrow,
+        intermediate_size=4 * width // narrow,
+        projection_dim=1280 // narrow,
+        num_hidden_layers=2 if small else layers,
+        num_attention_heads=1 if small else heads,
+        max_position_embeddings=TOKENS,
+        hidden_act=gate,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

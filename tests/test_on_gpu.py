@@ -1,0 +1,117 @@
+"""On a GPU an update is what it is on a CPU, and every way to run a model runs there. Skipped without one."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_run import CPU, configured, started
+from tests.tiny import write_pipeline
+from tests.tiny_families import write_flux, write_sd, write_sd3
+from trainer.config import TrainConfig
+from trainer.loop import advance, train
+from trainer.metrics import MetricsLog, read_metrics
+from trainer.run import Run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+GPU = torch.device("cuda")
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "sd1": lambda folder: write_sd(folder, "epsilon"),
+    "sd2": lambda folder: write_sd(folder, "v_prediction"),
+    "sdxl": lambda folder: write_pipeline(folder, "epsilon"),
+    "sd3": write_sd3,
+    "flux-dev": lambda folder: write_flux(folder, guided=True),
+}
+METHODS = ("sft_sharpening", "rlhf_sharpening", "diffusion_dpo", "d3po", "ddpo", "grpo", "diffusion_nft")
+
+
+def updated(config: TrainConfig, device: torch.device) -> Run:
+    """A run after one update."""
+    run = started(config, device=device)
+    with MetricsLog(run.folder.path) as log:
+        advance(run, log)
+    return run
+
+
+@pytest.mark.parametrize("lora", ["null", "{rank: 4}"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_update_is_that_of_a_cpu(tmp_path: Path, family: str, lora: str) -> None:
+    """In float32. Winners are drawn, so that a pixel that is rounded otherwise chooses no other."""
+    folder = FAMILIES[family](tmp_path / "model")
+    changed = ("selection.by=random", "model.image_size=16", f"model.lora={lora}", "updates=1")
+    runs = [updated(configured(tmp_path / device.type, folder, *changed), device) for device in (CPU, GPU)]
+    assert runs[1].policy.parameters[0].device.type == GPU.type
+    here, there = ([weight.detach().cpu() for weight in run.policy.parameters] for run in runs)
+    begun = started(configured(tmp_path / "begun", folder, *changed)).policy.parameters
+
+    def distance(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+        return float(torch.cat([(a - b).detach().flatten() for a, b in zip(one, other, strict=True)]).norm())
+
+    assert distance(here, begun) > 0
+    assert distance(here, there) < 0.05 * distance(here, begun)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("lora", ["null", "{rank: 4}"])
+def test_every_method_learns_there(tmp_path: Path, method: str, lora: str) -> None:
+    config = configured(
+        tmp_path, write_pipeline(tmp_path / "model", "epsilon"), f"method={method}", f"model.lora={lora}"
+    )
+    said = _said_of(updated(config, GPU))
+    assert math.isfinite(said["loss"])
+    assert said["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.dtype=bfloat16"],
+        ["model.dtype=bfloat16", "model.lora=null"],
+        ["model.dtype=float16", "model.decoding=sliced"],
+        ["model.dtype=float16", "model.lora=null"],
+        ["model.dtype=bfloat16", "model.gradient_checkpointing=true", "model.decoding=tiled"],
+        ["model.offload=true"],
+        ["model.states_with_gradients=1"],
+        pytest.param(
+            ["model.compile=true", "model.dtype=bfloat16"],
+            marks=pytest.mark.filterwarnings("default"),  # torch's compiler warns of torch's own
+        ),
+        ["sampling.solver=dpmpp_2m", "selection.effective_branches=2"],
+        ["sampling.steps=4", "branching.start=1", "branching.end=3"],
+        ["sampling.steps=4", "branching.previews=[1, -1]", "branching.stop={after: 1, keep: 2}"],
+    ],
+    ids=" ".join,
+)
+def test_every_way_to_run_a_model_runs_there(tmp_path: Path, options: list[str]) -> None:
+    """Two updates: the second meets the weights of the first."""
+    folder = write_pipeline(tmp_path / "model", "epsilon")
+    run = updated(configured(tmp_path, folder, "model.lora={rank: 4}", *options), GPU)
+    with MetricsLog(run.folder.path, resumed_update=1) as log:
+        advance(run, log)
+    said = _said_of(run)
+    assert math.isfinite(said["loss"])
+    assert said["grad_norm"] > 0
+
+
+def test_a_run_is_evaluated_saved_and_resumed_there(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "model", "epsilon")
+    changed = ("selection.by=random", "model.lora={rank: 4}")
+    unbroken = started(configured(tmp_path / "unbroken", folder, *changed), device=GPU)
+    assert train(unbroken)
+    config = configured(tmp_path / "broken", folder, *changed)
+    first = started(config, device=GPU)
+    with MetricsLog(first.folder.path) as log:
+        advance(first, log)
+    first.checkpoint()
+    second = started(config, device=GPU)
+    assert second.update == 1
+    assert train(second)
+    for one, other in zip(unbroken.policy.parameters, second.policy.parameters, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def _said_of(run: Run) -> dict[str, float]:
+    """What the log says of the newest update."""
+    return read_metrics(run.folder.path / "metrics.jsonl")[-1]
