@@ -94,11 +94,14 @@ def configured(arguments: argparse.Namespace, folder: Path, *, lora: bool, size:
 def measure(arguments: argparse.Namespace, *, lora: bool, size: int, ceiling: float | None) -> Measured:
     """Load, warm up, time."""
     device = torch.device(arguments.device)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(RewardsBeside()) as scoring:
         config = configured(arguments, Path(folder), lora=lora, size=size)
         run = start(config, scoring=scoring, ranks=Ranks(), device=device)
+        print(f"loaded after {time.perf_counter() - began:.0f} s", flush=True)
         teraflop = operations(run) / 1e12
-        updated(run)  # the first chooses kernels
+        first_s = updated(run)  # it chooses kernels
+        print(f"first update {first_s:.1f} s, {teraflop:.0f} Tflop", flush=True)
         before = copy.copy(run.costs)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -201,6 +204,7 @@ def main(given: Sequence[str]) -> None:
         if arguments.model is None:
             arguments.model = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "sdxl"
             write_sdxl(arguments.model, device)
+            print("weights are drawn", flush=True)
         for training in arguments.training:
             for size in arguments.sizes:
                 name = f"{training}, {size} px"

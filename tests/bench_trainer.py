@@ -8,7 +8,7 @@ trunk half way, where the published code's random step is on average, and end af
 for each batch. Speed: the two in turn, every latency in every round, medians over rounds of the ratio within
 a round. Memory: what an update of each holds at most above the loaded model, as torch's allocators count; the
 published code knows one prompt at a time. Ours is set to need little: few states have gradients at a time,
-with pairs of branches twice as many are needed and so evaluated twice, and pictures are decoded one by one.
+those of a pair beyond them are evaluated twice, and pictures are decoded one by one.
 It needs no Ray.
 """
 
@@ -240,10 +240,10 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--lora", action=argparse.BooleanOptionalAction, default=True, help="or all weights")
     parser.add_argument("--end", type=int, default=START + PATH, help="step after which our branches end")
-    parser.add_argument("--prompts", type=int, default=32, help="of an update")
-    parser.add_argument("--micro-batch", type=int, default=2, help="prompts sampled at a time")
+    parser.add_argument("--prompts", type=int, default=15, help="of an update")
+    parser.add_argument("--micro-batch", type=int, default=5, help="prompts sampled at a time")
     parser.add_argument("--branches-per-micro-batch", type=int, default=1, help="replayed together")
-    parser.add_argument("--states-with-gradients", type=int, default=3, help="more are evaluated twice")
+    parser.add_argument("--states-with-gradients", type=int, default=4, help="more are evaluated twice")
     parser.add_argument("--decoding", choices=("whole", "sliced"), default="sliced")
     parser.add_argument("--latencies", type=int, nargs="+", default=LATENCIES_MS, help="in milliseconds")
     parser.add_argument("--rounds", type=int, default=5)

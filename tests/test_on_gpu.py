@@ -1,7 +1,7 @@
 """On a GPU an update is what it is on a CPU, and every way to run a model runs there. Skipped without one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,20 +37,34 @@ def updated(config: TrainConfig, device: torch.device) -> Run:
 
 @pytest.mark.parametrize("lora", ["null", "{rank: 4}"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_update_is_that_of_a_cpu(tmp_path: Path, family: str, lora: str) -> None:
-    """In float32. Winners are drawn, so that a pixel that is rounded otherwise chooses no other."""
+def test_a_gradient_is_that_of_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, lora: str
+) -> None:
+    """Adam's first moment after one step is a share of the gradient; its step would be of that the sign.
+
+    Winners are drawn, so that a pixel that is rounded otherwise chooses no other.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     folder = FAMILIES[family](tmp_path / "model")
-    changed = ("selection.by=random", "model.image_size=16", f"model.lora={lora}", "updates=1")
-    runs = [updated(configured(tmp_path / device.type, folder, *changed), device) for device in (CPU, GPU)]
-    assert runs[1].policy.parameters[0].device.type == GPU.type
-    here, there = ([weight.detach().cpu() for weight in run.policy.parameters] for run in runs)
-    begun = started(configured(tmp_path / "begun", folder, *changed)).policy.parameters
+    changed = (
+        "selection.by=random",
+        "model.image_size=16",
+        f"model.lora={lora}",
+        "optimizer.steps_per_update=1",
+    )
+    here, there = (
+        moments_of(updated(configured(tmp_path / device.type, folder, *changed), device))
+        for device in (CPU, GPU)
+    )
+    assert there.is_cuda
+    assert here.norm() > 0
+    assert (here - there.cpu()).norm() < 1e-2 * here.norm()
 
-    def distance(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-        return float(torch.cat([(a - b).detach().flatten() for a, b in zip(one, other, strict=True)]).norm())
 
-    assert distance(here, begun) > 0
-    assert distance(here, there) < 0.05 * distance(here, begun)
+def moments_of(run: Run) -> torch.Tensor:
+    """Adam's first moment of all that is trained, in a row."""
+    of_parameters = run.learner.state_dict()["optimizer"]["state"].values()
+    return torch.cat([of_parameter["exp_avg"].flatten() for of_parameter in of_parameters])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -109,7 +123,7 @@ def test_a_run_is_evaluated_saved_and_resumed_there(tmp_path: Path) -> None:
     assert second.update == 1
     assert train(second)
     for one, other in zip(unbroken.policy.parameters, second.policy.parameters, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)  # sums there have no fixed order
 
 
 def _said_of(run: Run) -> dict[str, float]:

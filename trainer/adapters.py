@@ -28,6 +28,27 @@ def add(network: Any, lora: LoraConfig, targets: Sequence[str]) -> None:
             init_lora_weights="gaussian",
         )
     )
+    for layer in _layers(network):
+        # Autocast takes adapters to the format of their input. peft would take the input to float32 before,
+        # which autocast takes back.
+        layer.cast_input_dtype_enabled = network.dtype == torch.float32
+
+
+@contextlib.contextmanager
+def disabled(network: Any) -> Iterator[None]:
+    """Within this block the adapters change nothing.
+
+    peft's own switch also takes gradients from them and gives them back, which is looked up by name in all of
+    the network: as slow as an evaluation of a small one.
+    """
+    layers = _layers(network)
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def saved(network: Any, name: str) -> dict[str, Any]:
@@ -46,8 +67,7 @@ def merged(network: Any) -> Iterator[None]:
     Only float32 holds both without loss: other networks are left as they are. Afterwards the weights are
     what they were, to the bit: copies wait in the host's memory.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, BaseTunerLayer)]
-    weights = [layer.get_base_layer().weight for layer in layers]
+    weights = [layer.get_base_layer().weight for layer in _layers(network)]
     if any(weight.dtype != torch.float32 for weight in weights):
         yield
         return
@@ -59,3 +79,7 @@ def merged(network: Any) -> Iterator[None]:
         network.unfuse_lora()
         for weight, values in zip(weights, before, strict=True):
             weight.detach().copy_(values)
+
+
+def _layers(network: Any) -> list[Any]:
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]

@@ -168,14 +168,16 @@ class Policy:
         most = self.states_with_gradients
         if most is None or len(sample) <= most or not torch.is_grad_enabled():
             return self._guided(sample, timesteps, text, guidance)
-        # The activations of one piece exist at a time: they are computed again in the backward pass.
+        # The activations of one piece exist at a time: of the one that is evaluated last, with which the
+        # backward pass begins; then of each other one, computed again when it comes to it.
+        first, *others = torch.arange(len(sample)).split(most)
         pieces = [
             checkpoint(
                 self._guided, sample[rows], timesteps[rows], text.take(rows), guidance, use_reentrant=False
             )
-            for rows in torch.arange(len(sample)).split(most)
+            for rows in others
         ]
-        return torch.cat(pieces)
+        return torch.cat([self._guided(sample[first], timesteps[first], text.take(first), guidance), *pieces])
 
     def compile(self) -> None:
         """Have torch compile the blocks that the denoiser repeats, at their first evaluation."""
@@ -186,15 +188,13 @@ class Policy:
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Within this block predictions come from the model as it was loaded."""
-        if self._frozen is None:
-            self._family.network.disable_adapters()
+        copied = self._frozen is not None
         self._reference_active = True
         try:
-            yield
+            with contextlib.nullcontext() if copied else adapters.disabled(self._family.network):
+                yield
         finally:
             self._reference_active = False
-            if self._frozen is None:
-                self._family.network.enable_adapters()
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """(N, C, h, w) latents to (N, H, W, 3) pictures."""

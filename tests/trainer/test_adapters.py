@@ -1,9 +1,11 @@
 """Adapters become part of the weights and leave them as they were."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from trainer import adapters
@@ -62,3 +64,36 @@ def test_numbers_that_would_be_rounded_are_not_merged(pipelines: dict[str, Path]
     with adapters.merged(policy.denoiser):
         now = policy.denoiser.state_dict()
         assert {name for name, tensor in now.items() if (tensor != before[name]).any()} == trained
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_disabled_adapters_change_nothing_and_come_back(
+    pipelines: dict[str, Path], dtype: Literal["float32", "bfloat16"]
+) -> None:
+    config = ModelConfig(path=str(pipelines["epsilon"]), lora=LoraConfig(rank=4), dtype=dtype)
+    policy = Policy.load(config)
+    untrained = predicted(policy)
+    for parameter in policy.parameters:
+        parameter.data.fill_(0.1)
+    trained = predicted(policy)
+    assert not torch.equal(trained, untrained)
+    with policy.reference():
+        assert torch.equal(predicted(policy), untrained)
+    with pytest.raises(KeyError), policy.reference():
+        raise KeyError
+    assert torch.equal(predicted(policy), trained)
+    assert all(parameter.requires_grad for parameter in policy.parameters)
+
+
+def test_autocast_says_what_casting_inputs_would(pipelines: dict[str, Path]) -> None:
+    """peft's way, from bfloat16 to float32 and back, ends in the same numbers."""
+    config = ModelConfig(path=str(pipelines["epsilon"]), lora=LoraConfig(rank=4), dtype="bfloat16")
+    policy = Policy.load(config)
+    for parameter in policy.parameters:
+        parameter.data.fill_(0.1)
+    found = predicted(policy)
+    layers = [module for module in policy.denoiser.modules() if isinstance(module, BaseTunerLayer)]
+    assert not any(layer.cast_input_dtype_enabled for layer in layers)
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+    assert torch.equal(predicted(policy), found)

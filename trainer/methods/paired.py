@@ -40,7 +40,8 @@ class _Paired(Method):
 
     def _ratios(self, replay: Replay) -> tuple[Tensor, Tensor]:
         """(N,) log-ratios as denoising errors say them, and squared differences from the reference."""
-        outputs, references = self._replayer.outputs(replay), self._replayer.references(replay)
+        # References first: they need no memory beside the activations that wait for the backward pass.
+        references, outputs = self._replayer.references(replay), self._replayer.outputs(replay)
         reference_errors = denoising_errors(references, replay.targets)
         ratios_N = reference_errors - denoising_errors(outputs, replay.targets)
         return ratios_N, denoising_errors(outputs, references)
@@ -89,7 +90,7 @@ class PairedSteps(PairedStates):
     """
 
     def _ratios(self, replay: Replay) -> tuple[Tensor, Tensor]:
-        outputs, references = self._replayer.outputs(replay), self._replayer.references(replay)
+        references, outputs = self._replayer.references(replay), self._replayer.outputs(replay)
         ratios_N = self._replayer.log_probabilities(replay, outputs) - self._replayer.log_probabilities(
             replay, references
         )
