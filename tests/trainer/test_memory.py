@@ -78,6 +78,16 @@ def test_weights_are_counted_exactly(pipelines: dict[str, Path], tmp_path: Path)
     assert whole["autoencoder"] == adapters["autoencoder"] / 2
 
 
+def test_autocast_keeps_copies_of_trained_weights_during_an_evaluation(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    config = configured(tmp_path, pipelines["epsilon"], "model.dtype=bfloat16")
+    adapters = configured(tmp_path, pipelines["epsilon"], "model.dtype=bfloat16", "model.lora={rank: 1}")
+    count = sum(p.numel() for p in Policy.load(config.model).parameters if p.ndim > 1)
+    more = memory_of(config).working["sampling"] - memory_of(adapters).working["sampling"]
+    assert 0.9 * 2 * count < more < 1.1 * 2 * count
+
+
 def test_what_waits_in_the_host_visits_when_it_is_needed(pipelines: dict[str, Path], tmp_path: Path) -> None:
     standing, offloaded = (
         memory_of(configured(tmp_path, pipelines["epsilon"], f"model.offload={value}"))
