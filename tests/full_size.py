@@ -32,8 +32,13 @@ def write_sdxl(folder: Path, device: torch.device, *, small: bool = False) -> Pa
     with torch.device(device):
         first = CLIPTextModel(_text(tokenizer, 768, layers=12, heads=12, gate="quick_gelu", small=small))
         text = _text(tokenizer, 1280, layers=32, heads=20, gate="gelu", small=small)
-        second, unet, vae = CLIPTextModelWithProjection(text), _unet(small), _vae(small)
-    parts: dict[str, nn.Module] = {"text_encoder": first, "text_encoder_2": second, "unet": unet, "vae": vae}
+        second, network, vae = CLIPTextModelWithProjection(text), unet(small=small), _vae(small)
+    parts: dict[str, nn.Module] = {
+        "text_encoder": first,
+        "text_encoder_2": second,
+        "unet": network,
+        "vae": vae,
+    }
     pipeline = StableDiffusionXLPipeline(
         **{name: part.to(torch.bfloat16) for name, part in parts.items()},
         tokenizer=tokenizer,
@@ -53,7 +58,8 @@ def write_sdxl(folder: Path, device: torch.device, *, small: bool = False) -> Pa
     return folder
 
 
-def _unet(small: bool) -> UNet2DConditionModel:
+def unet(*, small: bool = False) -> UNet2DConditionModel:
+    """The denoiser."""
     narrow = NARROW if small else 1
     return UNet2DConditionModel(
         sample_size=128 // (8 if small else 1),

@@ -1,0 +1,30 @@
+"""`make bench-sdxl` on a narrow model here: it counts operations and writes what it measured."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from tests.bench_sdxl import counted, main
+from tests.full_size import unet, write_sdxl
+
+
+def test_a_product_of_matrices_is_counted_by_its_multiplications_and_additions() -> None:
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    assert counted(lambda: a @ b) == 2 * 3 * 4 * 5
+
+
+def test_the_full_size_is_that_of_the_model_people_use() -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in unet().parameters()) == 2_567_463_684
+
+
+def test_what_was_measured_is_written(tmp_path: Path) -> None:
+    folder = write_sdxl(tmp_path / "model", torch.device("cpu"), small=True)
+    options = "--device cpu --sizes 64 --prompts 1 --updates 1 --training adapters".split()
+    main([*options, "--model", str(folder), "--folder", str(tmp_path)])
+    found = json.loads((tmp_path / "sdxl.json").read_text(encoding="utf-8"))
+    measured = found["adapters, 64 px"]
+    assert measured["seconds"] > measured["sampling_s"] + measured["learning_s"] > 0
+    assert measured["planned_gib"] > 0
+    assert measured["teraflop"] > 0
