@@ -4,6 +4,7 @@ Shapes: P prompts, K branches of each that still grow, T scored steps so far.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,10 +25,19 @@ class Growing:
         config: of the run.
         prompts: P of them.
         seeds: one of each prompt; its branches' noise and what chance selects follow from it.
+        keeps_previews: whether the lesson is to have them, to be shown; else they go when they are scored.
     """
 
-    def __init__(self, config: TrainConfig, prompts: Sequence[Prompt], seeds: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        prompts: Sequence[Prompt],
+        seeds: tuple[int, ...],
+        *,
+        keeps_previews: bool = True,
+    ) -> None:
         self._config, self._prompts, self._seeds = config, prompts, seeds
+        self._keeps_previews = keeps_previews
         self._branches: Branches | None = None
         self._scores: dict[str, Tensor] = {}
         self._columns_PK: Tensor | None = None  # those that went on; None before any stopped
@@ -62,6 +72,8 @@ class Growing:
         """Scores of the newest previews, {reward: (P, K, T)}; where branches are to stop, some do."""
         earlier = self._scores or {name: newest[..., :0] for name, newest in scores.items()}
         self._scores = {name: torch.cat([earlier[name], newest], 2) for name, newest in scores.items()}
+        if not self._keeps_previews:
+            self._branches = replace(self._grown, previews={})
         stop = self._config.branching.stop
         if stop and self._grown.taken == stop.after + 1:
             self._stop(stop.keep)

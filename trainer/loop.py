@@ -157,7 +157,10 @@ def explore(run: Run, stream: PromptStream) -> list[tuple[Lesson, dict[str, Tens
     config, place = run.config, stream.state_dict()
     count = config.branching.prompts_per_update
     prompts = iter(stream.take(count)[run.ranks.share(count)])
-    growing = [Growing(config, list(islice(prompts, len(seeds))), seeds) for seeds in micro_batches(run)]
+    growing = [
+        Growing(config, list(islice(prompts, len(seeds))), seeds, keeps_previews=number == 0)
+        for number, seeds in enumerate(micro_batches(run))  # the first may be shown
+    ]
     try:
         for until in config.stages:
             grow_and_score(run, growing, until)

@@ -51,6 +51,17 @@ def test_without_a_stop_all_scores_are_of_all_branches(policy: Policy, configure
     assert lesson.seeds == SEEDS
 
 
+def test_previews_go_when_they_are_scored(policy: Policy, configure: Configured) -> None:
+    config = configure("branching.previews=[1, -1]")
+    kept, gone = (
+        Growing(config, read_prompts(config.prompts.train)[:4], SEEDS, keeps_previews=keeps)
+        for keeps in (True, False)
+    )
+    assert torch.equal(scored(kept, policy, 3)["jpeg"], scored(gone, policy, 3)["jpeg"])
+    assert sorted(kept.lesson()[0].branches.previews) == [1, 2]
+    assert gone.lesson()[0].branches.previews == {}
+
+
 @pytest.mark.parametrize(("method", "lowest"), [("sft_sharpening", 0), ("rlhf_sharpening", 1)])
 def test_the_highest_go_on_and_the_lowest_where_they_teach(
     policy: Policy, configure: Configured, method: str, lowest: int
