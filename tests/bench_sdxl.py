@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import copy
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -189,6 +190,16 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def measured_or_error(
+    arguments: argparse.Namespace, training: str, size: int, ceiling: float | None
+) -> dict[str, Any]:
+    """What was measured, or that the device's memory was too small."""
+    try:
+        return asdict(measure(arguments, lora=training == "adapters", size=size, ceiling=ceiling))
+    except torch.OutOfMemoryError as error:
+        return {"error": str(error)}
+
+
 def main(given: Sequence[str]) -> None:
     """Measure all and write it down, as it comes."""
     arguments = parsed(given)
@@ -205,18 +216,11 @@ def main(given: Sequence[str]) -> None:
             arguments.model = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "sdxl"
             write_sdxl(arguments.model, device)
             print("weights are drawn", flush=True)
-        for training in arguments.training:
-            for size in arguments.sizes:
-                name = f"{training}, {size} px"
-                lora = training == "adapters"
-                try:
-                    measured = measure(arguments, lora=lora, size=size, ceiling=found["ceiling_teraflops"])
-                except torch.OutOfMemoryError as error:
-                    found[name] = {"error": str(error)}
-                else:
-                    found[name] = asdict(measured)
-                print(f"{name}: {json.dumps(found[name])}", flush=True)
-                gc.collect()
+        for training, size in itertools.product(arguments.training, arguments.sizes):
+            name = f"{training}, {size} px"
+            found[name] = measured_or_error(arguments, training, size, found["ceiling_teraflops"])
+            print(f"{name}: {json.dumps(found[name])}", flush=True)
+            gc.collect()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     (arguments.folder / "sdxl.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 

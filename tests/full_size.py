@@ -24,7 +24,7 @@ def write_sdxl(folder: Path, device: torch.device, *, small: bool = False) -> Pa
     Args:
         folder: where.
         device: a GPU draws seven gigabytes of weights in seconds.
-        small: with narrow layers, to try what is meant for the full size.
+        small: with few and narrow layers, to try what is meant for the full size.
     """
     write_tokenizer(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=TOKENS)
@@ -67,7 +67,7 @@ def unet(*, small: bool = False) -> UNet2DConditionModel:
         norm_num_groups=4 if small else 32,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
+        transformer_layers_per_block=(1, 1, 1) if small else (1, 2, 10),
         attention_head_dim=(1, 2, 4) if small else (5, 10, 20),
         cross_attention_dim=2048 // narrow,
         use_linear_projection=True,

@@ -22,9 +22,9 @@ def test_the_full_size_is_that_of_the_model_people_use() -> None:
 def test_what_was_measured_is_written(tmp_path: Path) -> None:
     folder = write_sdxl(tmp_path / "model", torch.device("cpu"), small=True)
     where = ["--device", "cpu", "--model", str(folder), "--folder", str(tmp_path)]
-    main([*where, "--sizes", "64", "--prompts", "1", "--updates", "1", "--training", "adapters"])
+    main([*where, "--sizes", "32", "--prompts", "1", "--updates", "1", "--training", "adapters"])
     found = json.loads((tmp_path / "sdxl.json").read_text(encoding="utf-8"))
-    measured = found["adapters, 64 px"]
+    measured = found["adapters, 32 px"]
     assert measured["seconds"] > measured["sampling_s"] + measured["learning_s"] > 0
     assert measured["planned_gib"] > 0
     assert measured["teraflop"] > 0

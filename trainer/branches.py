@@ -127,8 +127,7 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         prompts: P prompts.
         noise: (T + 1, P, K, C, h, w) from `step_noise`; without eta the first is all that is read.
         start: step at which the branches part, by its noise; until then they share one trunk.
-        end: the number of steps T after which they end, by a last one that goes all the way to the x0
-            estimate; None is as many as there are.
+        end: T, where they end in their x0 estimates before they are finished; None is all steps.
         previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
         until: the step to stop before, more than `start`; None is the end.
         grown: branches that grow on from where they are, `noise` being theirs.
@@ -136,9 +135,8 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     Returns:
         The steps that were taken, without those of `grown`.
     """
-    steps = end or sampling.steps
-    schedule = policy.schedule(sampling.steps).ending(steps)
-    noise, branches = noise.to(policy.device), noise.shape[2]
+    schedule = policy.schedule(sampling.steps).ending(end or sampling.steps)
+    steps, noise, branches = len(schedule), noise.to(policy.device), noise.shape[2]
     wanted = {step % steps for step in previews}
     text = policy.encode([prompt.text for prompt in prompts])
     state, earlier = noise[0, :, :1] if start > 0 else noise[0], None
@@ -151,13 +149,11 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         output = _outputs(policy, state, schedule.timesteps_T[j], text, sampling.guidance)
         evaluations += output.shape[:2].numel() * policy.evaluations(sampling.guidance)
         clean, mean, std = step(schedule, j, state, output, eta=sampling.eta, earlier=earlier)
-        # At `start` one state takes as many noises as there are branches: they part.
-        noises = branches if j >= start else 1
+        noises = branches if j >= start else 1  # at `start` one state takes one of each branch: they part
         state = mean + std * noise[j + 1, :, :noises] if sampling.eta > 0 else mean
         densities.append(_densities(state, mean.expand_as(state), std).expand(-1, branches))
         if j in wanted:
-            pictures, taken_s = _decoded(policy, state if j == steps - 1 else clean)
-            decoded[j] = pictures.repeat(branches // pictures.shape[1], axis=1)
+            decoded[j], taken_s = _decoded(policy, state if j == steps - 1 else clean, branches)
             decoding_s += taken_s
         earlier = clean.expand_as(state) if sampling.solver == "dpmpp_2m" else None
     return Branches(
@@ -189,10 +185,11 @@ def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return densities_PK
 
 
-def _decoded(policy: Policy, latents: Tensor) -> tuple[NDArray[np.uint8], float]:
-    """(P, K, C, h, w) latents to (P, K, H, W, 3) pictures, and the seconds that they took."""
+def _decoded(policy: Policy, latents: Tensor, branches: int) -> tuple[NDArray[np.uint8], float]:
+    """(P, K, C, h, w) latents, or of (P, 1) that K share, to (P, K, H, W, 3) pictures; seconds taken."""
     if latents.is_cuda:
         torch.cuda.synchronize()  # or the denoiser's time would count; decoding waits anyway
     began = time.perf_counter()
     pictures = policy.decode(latents.flatten(0, 1))
-    return pictures.reshape(*latents.shape[:2], *pictures.shape[1:]), time.perf_counter() - began
+    of_latents = pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
+    return of_latents.repeat(branches // latents.shape[1], axis=1), time.perf_counter() - began
