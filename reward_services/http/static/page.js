@@ -15,6 +15,7 @@ const SIGNATURES = [
 const LOOK_AGAIN_MS = 2000;
 const EXAMPLE = { name: "picture.png", type: "image/png", own: "" };
 
+let reading = Promise.resolve(); // of the files that were chosen
 let pictures = []; // {name, type, content, url, own}; own is its own prompt, or empty
 let infos = []; // the rewards, as the server describes them
 let limits = null;
@@ -49,7 +50,12 @@ const ticked = () => [...document.querySelectorAll("input[name=reward]:checked")
 
 // ----------------------------------------------------------------------------------------------- what is chosen
 
-async function add(files) {
+function add(files) {
+  reading = reading.then(() => read(files));
+  return reading;
+}
+
+async function read(files) {
   for (const file of files) {
     try {
       const content = await file.arrayBuffer();
@@ -116,6 +122,7 @@ function hindrance(rewards) {
 }
 
 async function score() {
+  await reading;
   const rewards = ticked();
   const [problem, place] = hindrance(rewards) ?? [];
   say(problem && new Problem(0, problem));
