@@ -28,7 +28,7 @@ class Branches:
     text: Conditioning
     """P rows."""
     states: Tensor
-    """(T + 1 - first, P, K, C, h, w): the state before each step, and the finished latents last."""
+    """(T + 1 - first, P, K, C, h, w): the state before each step, and `clean` last."""
     previews: dict[int, NDArray[np.uint8]]
     """Scored step to the (P, K, H, W, 3) pictures of its x0 estimate; the last are finished."""
     unet_evaluations: int
@@ -50,7 +50,7 @@ class Branches:
 
     @property
     def clean(self) -> Tensor:
-        """(P, K, C, h, w): the finished latents."""
+        """(P, K, C, h, w): the finished latents, or the x0 estimates that branches ended in."""
         return self.states[-1]
 
     @property
