@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.bench_trainer import timed
 from tests.full_size import write_sdxl
 from tests.rewards_beside import REWARDS, SHAPES, RewardsBeside
 from trainer.config import TrainConfig
@@ -124,12 +125,8 @@ def measure(arguments: argparse.Namespace, *, lora: bool, size: int, ceiling: fl
 
 def updated(run: Run) -> float:
     """Seconds of one update."""
-    began = time.perf_counter()
     with MetricsLog(run.folder.path, resumed_update=run.update) as log:
-        advance(run, log)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+        return timed(lambda: advance(run, log))
 
 
 def operations(run: Run) -> int:

@@ -129,8 +129,7 @@ class Contest:
             for step in range(config.path_steps):
                 self._predict(prompts if step < config.branching.shared_steps else prompts * branches)
         pairs = config.method == "rlhf_sharpening"
-        at_least = 2 if pairs else 1
-        most, left = max(config.loss.branches_per_micro_batch, at_least), prompts * at_least
+        most, left = config.branches_at_a_time, prompts * (2 if pairs else 1)
         while left > 0:
             states = min(most, left) * config.loss.states_per_branch
             left -= most

@@ -7,11 +7,12 @@ the embedded world's.
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from deploy.shapes.tokenizer import write_tokenizer
+from tests.tiny import scheduler
 
 TOKENS = 77
 NARROW = 32
@@ -43,15 +44,7 @@ def write_sdxl(folder: Path, device: torch.device, *, small: bool = False) -> Pa
         **{name: part.to(torch.bfloat16) for name, part in parts.items()},
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="trailing",
-        ),
+        scheduler=scheduler("epsilon"),
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder)

@@ -115,10 +115,7 @@ def test_a_run_is_evaluated_saved_and_resumed_there(tmp_path: Path) -> None:
     unbroken = started(configured(tmp_path / "unbroken", folder, *changed), device=GPU)
     assert train(unbroken)
     config = configured(tmp_path / "broken", folder, *changed)
-    first = started(config, device=GPU)
-    with MetricsLog(first.folder.path) as log:
-        advance(first, log)
-    first.checkpoint()
+    updated(config, GPU).checkpoint()
     second = started(config, device=GPU)
     assert second.update == 1
     assert train(second)

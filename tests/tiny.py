@@ -35,21 +35,26 @@ def write_pipeline(folder: Path, prediction_type: PredictionType) -> Path:
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet(),
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type=prediction_type,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="trailing",
-        ),
+        scheduler=scheduler(prediction_type),
         add_watermarker=False,
         force_zeros_for_empty_prompt=False,
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def scheduler(prediction_type: PredictionType) -> DDIMScheduler:
+    """SDXL's levels."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
 
 
 def write_clip(folder: Path, projection: int = 24) -> Path:

@@ -198,8 +198,7 @@ def micro_batch(config: TrainConfig) -> int:
 
 def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOnDevice) -> dict[str, int]:
     prompts, branches = micro_batch(config), config.branching.branches
-    most = max(config.loss.branches_per_micro_batch, 2 if config.is_paired else 1)
-    at_a_time = min(chosen_branches(config, prompts), most)
+    at_a_time = min(chosen_branches(config, prompts), config.branches_at_a_time)
     latents = _latents(family, prompts * branches)
     # There is no autocast on the meta device; AsOnDevice stands in for that of others.
     policy.device = torch.device("cpu")

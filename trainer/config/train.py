@@ -120,6 +120,12 @@ class TrainConfig(Section):
         return self.method in ("rlhf_sharpening", "diffusion_dpo", "d3po")
 
     @property
+    def branches_at_a_time(self) -> int:
+        """Most branches replayed together; whole pairs of them, one at least, where a method compares two."""
+        most = self.loss.branches_per_micro_batch
+        return max(2, most - most % 2) if self.is_paired else most
+
+    @property
     def replayed_steps(self) -> tuple[int, int]:
         """First step and the one after the last whose states may be replayed."""
         return self.loss.replayed_steps or (self.branching.start, self.path_steps)

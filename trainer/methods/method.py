@@ -49,7 +49,7 @@ class Method(ABC):
         self, lesson: Lesson, step: int, values_PK: Tensor, chosen_PK: Tensor
     ) -> Iterator[tuple[Replay, Tensor]]:
         """The chosen branches, so many at a time as memory is bound to, and the value of each."""
-        size, draws = self._options.branches_per_micro_batch, self._replayer.draw(lesson, step)
+        size, draws = self._config.branches_at_a_time, self._replayer.draw(lesson, step)
         rows, columns = chosen_PK.nonzero(as_tuple=True)
         for first in range(0, len(rows), size):
             some = rows[first : first + size], columns[first : first + size]

@@ -19,7 +19,7 @@ from trainer.replay import Lesson, Replay
 class _Paired(Method):
     def parts(self, lesson: Lesson, step: int) -> Iterator[Part]:
         """Of a better and a worse branch of each prompt: at temperature 0 the best and the worst."""
-        selection, size = lesson.selection, max(1, self._options.branches_per_micro_batch // 2)
+        selection, size = lesson.selection, self._config.branches_at_a_time // 2
         draws = self._replayer.draw(lesson, step)
         best_P, worst_P = selection.pairs(draws.chances_P2)
         gap_P, valid = selection.gaps(best_P, worst_P), selection.valid_P.nonzero()[:, 0]
@@ -40,7 +40,7 @@ class _Paired(Method):
 
     def _ratios(self, replay: Replay) -> tuple[Tensor, Tensor]:
         """(N,) log-ratios as denoising errors say them, and squared differences from the reference."""
-        # References first: they need no memory beside the activations that wait for the backward pass.
+        # References first: afterwards the policy's activations are held until the backward pass.
         references, outputs = self._replayer.references(replay), self._replayer.outputs(replay)
         reference_errors = denoising_errors(references, replay.targets)
         ratios_N = reference_errors - denoising_errors(outputs, replay.targets)
