@@ -83,7 +83,7 @@ def write_sd3(folder: Path, *, newer: bool = False, t5: bool = True) -> Path:
         text_encoder_3=_t5() if t5 else None,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        tokenizer_3=_t5_tokenizer() if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
@@ -111,7 +111,7 @@ def write_flux(folder: Path, *, guided: bool) -> Path:
         text_encoder=CLIPTextModel(text_config(tokenizer)),
         text_encoder_2=_t5(),
         tokenizer=tokenizer,
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0 if guided else 1.0, use_dynamic_shifting=guided, base_shift=0.5, max_shift=1.15
@@ -140,7 +140,7 @@ def _t5() -> T5EncoderModel:
     )
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=512)
 
 

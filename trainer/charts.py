@@ -66,7 +66,7 @@ def line_chart(
 
 def ticks(low: float, high: float, *, count: int) -> list[float]:
     """About `count` numbers that enclose low to high, spaced by 1, 2, 2.5 or 5 times a power of ten."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal, but for rounding
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / count

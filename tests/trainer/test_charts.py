@@ -1,5 +1,6 @@
 """Line charts: round ticks that enclose the data, points where they belong, labels as data."""
 
+import math
 import re
 from xml.etree import ElementTree
 
@@ -25,6 +26,11 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[flo
 def test_a_constant_gets_room(value: float) -> None:
     found = ticks(value, value, count=4)
     assert found[0] < value < found[-1]
+
+
+def test_values_that_rounding_alone_tells_apart_have_a_height() -> None:
+    found = ticks(1e-4, math.nextafter(1e-4, 1.0), count=4)
+    assert found[-1] > found[0]
 
 
 def test_running_mean() -> None:
