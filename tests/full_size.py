@@ -5,6 +5,7 @@ the embedded world's.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -33,7 +34,11 @@ def write_sdxl(folder: Path, device: torch.device, *, small: bool = False) -> Pa
     with torch.device(device):
         first = CLIPTextModel(_text(tokenizer, 768, layers=12, heads=12, gate="quick_gelu", small=small))
         text = _text(tokenizer, 1280, layers=32, heads=20, gate="gelu", small=small)
-        second, network, vae = CLIPTextModelWithProjection(text), unet(small=small), _vae(small)
+        second, network, vae = (
+            CLIPTextModelWithProjection(text),
+            unet(small=small),
+            autoencoder(4, small=small, scaling_factor=0.13025, force_upcast=False),
+        )
     parts: dict[str, nn.Module] = {
         "text_encoder": first,
         "text_encoder_2": second,
@@ -70,16 +75,17 @@ def unet(*, small: bool = False) -> UNet2DConditionModel:
     )
 
 
-def _vae(small: bool) -> AutoencoderKL:
+def autoencoder(channels: int, *, small: bool = False, **options: Any) -> AutoencoderKL:
+    """One of the published size, which all families have but for the channels of a latent."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8) if small else (128, 256, 512, 512),
         norm_num_groups=4 if small else 32,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
+        latent_channels=channels,
         sample_size=1024,
-        scaling_factor=0.13025,
-        force_upcast=False,
+        **options,
     )
 
 

@@ -5,13 +5,12 @@ published size.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     ModelMixin,
@@ -27,18 +26,18 @@ from transformers import (
 )
 
 from deploy.shapes.tokenizer import write_tokenizer
-from tests import full_size
+from tests.full_size import autoencoder, unet
 from tests.tiny import scheduler
 from tests.tiny_families import t5_tokenizer
 
-FLOW_VAE = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}
+FLOW_VAE: dict[str, Any] = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}
 
 
 def write_sd15(folder: Path) -> Path:
     """Stable Diffusion 1.5; returns the folder."""
     with torch.device("meta"):
-        parts = {"text_encoder": _clip_l(CLIPTextModel), "unet": sd15_unet(), "vae": _vae(4)}
-    return _write(folder, "StableDiffusionPipeline", parts, scheduler("epsilon"), safety_checker=None)
+        parts = {"text_encoder": _clip_l(CLIPTextModel), "unet": sd15_unet(), "vae": autoencoder(4)}
+    return _write(folder, "StableDiffusionPipeline", parts, scheduler("epsilon"), absent=("safety_checker",))
 
 
 def write_sdxl(folder: Path) -> Path:
@@ -47,8 +46,8 @@ def write_sdxl(folder: Path) -> Path:
         parts = {
             "text_encoder": _clip_l(CLIPTextModel),
             "text_encoder_2": _clip_g(),
-            "unet": full_size.unet(),
-            "vae": _vae(4),
+            "unet": unet(),
+            "vae": autoencoder(4),
         }
     return _write(folder, "StableDiffusionXLPipeline", parts, scheduler("epsilon"))
 
@@ -61,7 +60,7 @@ def write_sd3(folder: Path) -> Path:
             "text_encoder_2": _clip_g(),
             "text_encoder_3": _t5(),
             "transformer": sd35_medium(),
-            "vae": _vae(16, **FLOW_VAE),
+            "vae": autoencoder(16, **FLOW_VAE),
         }
     levels = FlowMatchEulerDiscreteScheduler(shift=3.0)
     return _write(folder, "StableDiffusion3Pipeline", parts, levels)
@@ -74,7 +73,7 @@ def write_flux(folder: Path) -> Path:
             "text_encoder": _clip_l(CLIPTextModel),
             "text_encoder_2": _t5(),
             "transformer": FluxTransformer2DModel(guidance_embeds=True),
-            "vae": _vae(16, **FLOW_VAE),
+            "vae": autoencoder(16, **FLOW_VAE),
         }
     levels = FlowMatchEulerDiscreteScheduler(
         shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
@@ -119,7 +118,9 @@ def sd35_medium() -> SD3Transformer2DModel:
     )
 
 
-def _write(folder: Path, pipeline: str, parts: Mapping[str, Any], levels: Any, **without: None) -> Path:
+def _write(
+    folder: Path, pipeline: str, parts: Mapping[str, Any], levels: Any, *, absent: Sequence[str] = ()
+) -> Path:
     """The index, and each part's configuration or files."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     others = {"scheduler": levels}
@@ -136,7 +137,7 @@ def _write(folder: Path, pipeline: str, parts: Mapping[str, Any], levels: Any, *
     index: dict[str, list[str | None]] = {
         name: [_library(part), type(part).__name__] for name, part in {**parts, **others}.items()
     }
-    index |= {name: [None, None] for name in (*without, "feature_extractor", "image_encoder")}
+    index |= {name: [None, None] for name in (*absent, "feature_extractor", "image_encoder")}
     whole = {"_class_name": pipeline, "_diffusers_version": "0.42.1", **index}
     (folder / "model_index.json").write_text(json.dumps(whole), encoding="utf-8")
     return folder
@@ -144,18 +145,6 @@ def _write(folder: Path, pipeline: str, parts: Mapping[str, Any], levels: Any, *
 
 def _library(part: Any) -> str:
     return type(part).__module__.partition(".")[0]
-
-
-def _vae(channels: int, **options: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=channels,
-        sample_size=1024,
-        **options,
-    )
 
 
 def _clip_l(kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection]) -> Any:

@@ -48,7 +48,7 @@ def test_a_small_model_of_its_kind_learns_by_it(tmp_path: Path, name: str) -> No
         f"prompts.train={tmp_path / 'prompts.txt'}",
         f"prompts.held_out={tmp_path / 'prompts.txt'}",
         "rewards.weights={jpeg: 1.0}",
-        "rewards.judge=large",
+        "rewards.shadows=[large]",
         "updates=2",
         "branching.prompts_per_update=2",
         "evaluation.draws=8",

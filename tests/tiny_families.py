@@ -141,6 +141,7 @@ def _t5() -> T5EncoderModel:
 
 
 def t5_tokenizer() -> T5Tokenizer:
+    """Of the embedded world's words."""
     return T5Tokenizer(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=512)
 
 
