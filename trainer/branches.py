@@ -20,6 +20,10 @@ from trainer.records import Prompt
 from trainer.solver import step
 
 
+class Diverged(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
+    """The model draws what is no picture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Branches:
     """K branches of each of P prompts, from first noise to finished latent."""
@@ -62,6 +66,15 @@ class Branches:
         """What a network is told of B branches: (B,) their prompts and their places among a prompt's."""
         text = self.text.take(rows)
         return text if self.sizes is None else text.of_sizes(self.sizes[rows, columns])
+
+    def check_finite(self) -> None:
+        """Raise Diverged where a branch has ended in what is no picture."""
+        if not self.clean.isfinite().all():
+            raise Diverged(
+                "the model draws latents that are not finite numbers: it has diverged (go on from a checkpoint, "
+                "or begin again, with a lower optimizer.lr), or overflows in its number format (set "
+                "model.dtype to bfloat16 or float32)"
+            )
 
     def kept(self, columns_PN: Tensor) -> "Branches":
         """N of each prompt's branches; what the others took stays counted."""

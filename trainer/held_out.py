@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_services import RewardError, Score
-from trainer.branches import grow, step_noise
+from trainer.branches import Diverged, grow, step_noise
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.data.prompts import read_prompts
 from trainer.evaluation import EvaluationResult, diversity
@@ -53,10 +53,10 @@ class HeldOut:
         """Draw and judge every held-out picture, each rank its share. All ranks call it.
 
         Raises:
-            Halted: a reward or the judge gave no score at all.
+            Halted: a reward or the judge gave no score at all, or the model drew what is no picture.
         """
         sampling, pictures, pending = self._config.sampling, [], []
-        with policy.sampling():
+        with policy.sampling(), self._ranks.together(Diverged):
             for chunk in self._chunks():
                 prompts = [prompt for prompt, _ in chunk]
                 seeds = [EVALUATION_SEED + 7919 * seed for _, seed in chunk]
@@ -121,7 +121,13 @@ class HeldOut:
 def draw(
     policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: SamplingConfig
 ) -> NDArray[np.uint8]:
-    """One picture of each prompt from its own seed, without search: (N, H, W, 3)."""
+    """One picture of each prompt from its own seed, without search: (N, H, W, 3).
+
+    Raises:
+        Diverged: what would be decoded is not finite.
+    """
     steps = sampling.steps
     noise = step_noise(policy.latent_shape, branches=1, steps=steps if sampling.eta else 0, seeds=seeds)
-    return grow(policy, sampling, prompts, noise).previews[steps - 1][:, 0]
+    grown = grow(policy, sampling, prompts, noise)
+    grown.check_finite()
+    return grown.previews[steps - 1][:, 0]

@@ -1,4 +1,8 @@
-"""Takes optimizer steps on what a method makes of an update's lessons; keeps averages of the weights."""
+"""Takes optimizer steps on what a method makes of an update's lessons; keeps averages of the weights.
+
+No step is taken with a gradient that is not finite: in float16 it is computed again from smaller losses, else
+the run ends.
+"""
 
 import contextlib
 import copy
@@ -11,10 +15,10 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.methods import Part, Terms, method_of
-from trainer.optimizer import adamw
+from trainer.optimizer import LossScale, adamw
 from trainer.path_integral import select
 from trainer.policy import Policy
-from trainer.ranks import Ranks
+from trainer.ranks import Halted, Ranks
 from trainer.replay import Lesson, Replayer, exchange
 from trainer.sharding import part, whole
 
@@ -29,6 +33,7 @@ class Learner:
         options = config.optimizer
         self._optimizer = adamw(policy.parameters, options)
         self._average = [p.detach().clone() for p in policy.parameters] if options.ema_decay else []
+        self._scale = LossScale.of(config.model.dtype)
         self.steps = 0
         """Optimizer steps taken."""
         self.kl_weight = config.loss.kl_weight
@@ -44,6 +49,9 @@ class Learner:
 
         Returns:
             loss, kl, grad_norm and lr, means over the optimizer steps; zeros when there was nothing to learn.
+
+        Raises:
+            Halted: a loss or gradient is not finite; the steps before it were taken.
         """
         self._replayer.unet_evaluations = 0
         prompts = self._ranks.total(sum(float(lesson.selection.valid_P.sum()) for lesson in lessons))
@@ -81,6 +89,7 @@ class Learner:
             "optimizer": self._optimizer.state_dict(),
             "steps": self.steps,
             "kl_weight": self.kl_weight,
+            "loss_scale": self._scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,32 +117,48 @@ class Learner:
         }
         self._optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.steps, self.kl_weight = state["steps"], state.get("kl_weight", self.kl_weight)
+        self._scale.load_state_dict(state.get("loss_scale", {}))
 
     def _step(self, lessons: Sequence[Lesson], prompts: float, progress: float) -> dict[str, float]:
         rate = self._learning_rate(progress)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        idle = self._idle_parts(lessons) if self._policy.sharded else []
-        parts = (part for lesson in lessons for part in self.method.parts(lesson, self.steps))
-        losses = [self._backward(part(), prompts) for part in parts]
-        losses += [self._backward(part(), math.inf) for part in idle]
-        if not self._policy.sharded:
-            self._ranks.sum_gradients(self._policy.parameters)
-        norm = whole(
-            torch.nn.utils.clip_grad_norm_(self._policy.parameters, self._config.optimizer.max_grad_norm)
-        )
+        loss, kl, norm = self._differentiate(lessons, prompts)
+        while not math.isfinite(norm):
+            self._optimizer.zero_grad()
+            if not (math.isfinite(loss + kl) and self._scale.lower()):
+                raise Halted(
+                    f"the loss is {loss:g} and its gradient is not finite: the model has diverged, and this "
+                    "step was not taken. Go on from the newest checkpoint or begin again, with a lower rate: "
+                    f"--set optimizer.lr={self._config.optimizer.lr / 3:.1g}"
+                )
+            loss, kl, norm = self._differentiate(lessons, prompts)
+        self._scale.succeeded()
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.steps += 1
         if self._average:
             decay = min(self._config.optimizer.ema_decay, self.steps / (self.steps + 10))
             torch._foreach_lerp_(self._average, [p.detach() for p in self._policy.parameters], 1 - decay)
+        return {"loss": loss, "kl": kl, "grad_norm": norm, "lr": rate}
+
+    def _differentiate(self, lessons: Sequence[Lesson], prompts: float) -> tuple[float, float, float]:
+        """Leave the gradient of all ranks, clipped; returns loss, divergence and norm, the same on all."""
+        idle = self._idle_parts(lessons) if self._policy.sharded else []
+        parts = (part for lesson in lessons for part in self.method.parts(lesson, self.steps))
+        losses = [self._backward(part(), prompts) for part in parts]
+        losses += [self._backward(part(), math.inf) for part in idle]
+        if not self._policy.sharded:
+            self._ranks.sum_gradients(self._policy.parameters)
+        self._scale.unscale(self._policy.parameters)
+        limit = self._config.optimizer.max_grad_norm
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._policy.parameters, limit))
         loss, kl = (self._ranks.total(sum(part[i] for part in losses)) for i in range(2))
-        return {"loss": loss, "kl": kl, "grad_norm": float(norm), "lr": rate}
+        return loss, kl, float(norm)
 
     def _backward(self, terms: Terms, prompts: float) -> tuple[float, float]:
         loss, divergence = (term / prompts for term in terms)
-        (loss + self.kl_weight * divergence).backward()
+        ((loss + self.kl_weight * divergence) * self._scale.factor).backward()
         return loss.item(), divergence.item()
 
     def _idle_parts(self, lessons: Sequence[Lesson]) -> list[Part]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reward_services import RewardError
+from trainer.branches import Diverged
 from trainer.config import TrainConfig
 from trainer.data.prompts import PromptStream
 from trainer.data.sources import DataError
@@ -111,7 +112,11 @@ def heed(run: Run, result: EvaluationResult | None) -> None:
 
 
 def advance(run: Run, log: MetricsLog, progress: float = 0.0) -> None:
-    """Make one update; the learning rate falls with the run's progress before it."""
+    """Make one update; the learning rate falls with the run's progress before it.
+
+    Raises:
+        Halted: too many scores failed, or the model diverged.
+    """
     before = copy.copy(run.costs)
     lessons = sample(run)
     with run.costs.timed("learning_s"):
@@ -127,7 +132,7 @@ def sample(run: Run) -> list[tuple[Lesson, dict[str, Tensor]]]:
     """What one update learns: branches grown and selected among, or pictures that are given.
 
     Raises:
-        Halted: too many scores failed. The prompts are given back and a checkpoint is made before.
+        Halted: as `explore` says.
     """
     if isinstance(run.stream, PromptStream):
         return explore(run, run.stream)
@@ -152,7 +157,8 @@ def explore(run: Run, stream: PromptStream) -> list[tuple[Lesson, dict[str, Tens
     """Grow the branches of one update and select among them; micro-batches are scored while others grow.
 
     Raises:
-        Halted: too many scores failed. The prompts are given back and a checkpoint is made before.
+        Halted: too many scores failed, before which the prompts are given back and a checkpoint is made; or
+            the model draws what is no picture, and the checkpoints stay as they are.
     """
     config, place = run.config, stream.state_dict()
     count = config.branching.prompts_per_update
@@ -168,7 +174,11 @@ def explore(run: Run, stream: PromptStream) -> list[tuple[Lesson, dict[str, Tens
         stream.load_state_dict(place)
         run.checkpoint()
         raise
-    return [of_prompts.lesson() for of_prompts in growing]
+    lessons = [of_prompts.lesson() for of_prompts in growing]
+    with run.ranks.together(Diverged):
+        for lesson, _ in lessons:
+            lesson.branches.check_finite()
+    return lessons
 
 
 def grow_and_score(run: Run, growing: Sequence[Growing], until: int) -> None:

@@ -14,7 +14,8 @@ from trainer.diffusion import target_output
 from trainer.learner import Learner
 from trainer.loop import sample
 from trainer.losses import denoising_errors, path_loss, preference_loss
-from trainer.ranks import Ranks
+from trainer.optimizer import LossScale
+from trainer.ranks import Halted, Ranks
 from trainer.replay import Lesson
 from trainer.run import Run
 
@@ -159,6 +160,54 @@ def test_evaluations_are_counted(folder: Path, tmp_path: Path) -> None:
     run = started(configured(tmp_path, folder, "method=sft_sharpening", "sampling.guidance=1"))
     run.learner.learn(lessons_of(run))
     assert run.learner.unet_evaluations == 4 * 2 * 2
+
+
+def test_gradients_do_not_vanish_in_float16(folder: Path, tmp_path: Path) -> None:
+    """Of a mean over a picture's many numbers each has a gradient too small for float16."""
+    large = ("model.image_size=256", "branching.branches=2", "branching.prompts_per_update=1")
+    options = (*PLAIN, "method=sft_sharpening", *large)
+    exact = started(configured(tmp_path, folder, *options))
+    lessons = lessons_of(exact)
+    assert lessons[0].branches.clean.shape[-2:] == (128, 128)
+    half = started(configured(tmp_path, folder, *options, "model.dtype=float16"))
+
+    def gradient(run: Run) -> Tensor:
+        run.learner._differentiate(lessons, 64.0)
+        found = [p.grad.flatten() for p in run.policy.parameters if p.grad is not None]
+        run.learner._optimizer.zero_grad()
+        return torch.cat(found)
+
+    def likeness() -> float:
+        return float(torch.nn.functional.cosine_similarity(gradient(exact), gradient(half), dim=0))
+
+    assert likeness() > 0.999
+    half.learner._scale = LossScale()
+    assert likeness() < 0.9
+
+
+def test_a_gradient_that_overflows_float16_is_computed_again(folder: Path, tmp_path: Path) -> None:
+    run = started(configured(tmp_path, folder, *PLAIN, "model.dtype=float16"))
+    lessons = lessons_of(run)
+    run.learner._scale.factor = 2.0**40
+    learned = run.learner.learn(lessons)
+    state = run.learner.state_dict()["loss_scale"]
+    assert 1 < state["factor"] < 2.0**40
+    assert state["in_a_row"] == 1
+    assert 0 < learned["grad_norm"] < 1e3
+    again = started(configured(tmp_path, folder, *PLAIN, "model.dtype=float16"))
+    again.learner.load_state_dict(run.learner.state_dict())
+    assert again.learner.state_dict()["loss_scale"] == state
+
+
+def test_no_step_is_taken_on_what_is_not_finite(folder: Path, tmp_path: Path) -> None:
+    run = started(configured(tmp_path, folder, *PLAIN))
+    lessons = lessons_of(run)
+    lessons[0].branches.states[:] = torch.nan
+    before = [parameter.detach().clone() for parameter in run.policy.parameters]
+    with pytest.raises(Halted, match=r"loss is nan .* --set optimizer.lr=0.0003"):
+        run.learner.learn(lessons)
+    assert largest_difference(before, run.policy.parameters) == 0
+    assert run.learner.steps == 0
 
 
 def test_averages_are_lent_and_returned(folder: Path, tmp_path: Path) -> None:

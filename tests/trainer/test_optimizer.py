@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import ConfigError, OptimizerConfig
-from trainer.optimizer import adamw, moments_bytes
+from trainer.optimizer import LossScale, adamw, moments_bytes
 
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -72,3 +72,18 @@ def test_8_bit_moments_need_their_library(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not installed
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         adamw(start(), OptimizerConfig(moments="8-bit"))
+
+
+def test_a_loss_scale_rises_slowly_and_halves_down_to_one() -> None:
+    scale = LossScale(4.0, is_dynamic=True, patience=2)
+    weight = torch.nn.Parameter(torch.ones(3))
+    (weight.sum() * scale.factor).backward()
+    scale.unscale([weight])
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1, 1, 1]
+    for _ in range(3):
+        scale.succeeded()
+    assert (scale.factor, scale.in_a_row) == (8, 1)
+    assert [scale.lower() for _ in range(4)] == [True, True, True, False]
+    assert (scale.factor, scale.in_a_row) == (1, 0)
+    assert (LossScale.of("float16").lower(), LossScale.of("bfloat16").lower()) == (True, False)
