@@ -71,7 +71,7 @@ class Branches:
         """Raise Diverged where a branch has ended in what is no picture."""
         if not self.clean.isfinite().all():
             raise Diverged(
-                "the model draws latents that are not finite numbers: it has diverged (go on from a checkpoint, "
+                "the model draws latents that are no numbers: it has diverged (go on from a checkpoint "
                 "or begin again, with a lower optimizer.lr), or overflows in its number format (set "
                 "model.dtype to bfloat16 or float32)"
             )

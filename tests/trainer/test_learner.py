@@ -164,15 +164,15 @@ def test_evaluations_are_counted(folder: Path, tmp_path: Path) -> None:
 
 def test_gradients_do_not_vanish_in_float16(folder: Path, tmp_path: Path) -> None:
     """Of a mean over a picture's many numbers each has a gradient too small for float16."""
-    large = ("model.image_size=256", "branching.branches=2", "branching.prompts_per_update=1")
+    large = ("model.image_size=96", "branching.branches=2", "branching.prompts_per_update=1")
     options = (*PLAIN, "method=sft_sharpening", *large)
     exact = started(configured(tmp_path, folder, *options))
     lessons = lessons_of(exact)
-    assert lessons[0].branches.clean.shape[-2:] == (128, 128)
+    assert lessons[0].branches.clean.shape[-2:] == (48, 48)
     half = started(configured(tmp_path, folder, *options, "model.dtype=float16"))
 
     def gradient(run: Run) -> Tensor:
-        run.learner._differentiate(lessons, 64.0)
+        run.learner._differentiate(lessons, 512.0)
         found = [p.grad.flatten() for p in run.policy.parameters if p.grad is not None]
         run.learner._optimizer.zero_grad()
         return torch.cat(found)
@@ -188,10 +188,10 @@ def test_gradients_do_not_vanish_in_float16(folder: Path, tmp_path: Path) -> Non
 def test_a_gradient_that_overflows_float16_is_computed_again(folder: Path, tmp_path: Path) -> None:
     run = started(configured(tmp_path, folder, *PLAIN, "model.dtype=float16"))
     lessons = lessons_of(run)
-    run.learner._scale.factor = 2.0**40
+    run.learner._scale.factor = 2.0**28
     learned = run.learner.learn(lessons)
     state = run.learner.state_dict()["loss_scale"]
-    assert 1 < state["factor"] < 2.0**40
+    assert 1 < state["factor"] < 2.0**28
     assert state["in_a_row"] == 1
     assert 0 < learned["grad_norm"] < 1e3
     again = started(configured(tmp_path, folder, *PLAIN, "model.dtype=float16"))
