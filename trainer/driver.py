@@ -24,6 +24,18 @@ _AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SI
 """What a second signal does, whatever handler somebody had put there before."""
 
 
+_LENGTH = ("updates", "budget")
+_ANEW = (*_LENGTH, "optimizer.lr", "optimizer.decay")
+"""Settings that may be set anew on a run's way: how long it is and how fast it learns."""
+_AROUND = (
+    *("ranks", "watch", "checkpoint", "trackers", "control", "evaluation.every_updates", "evaluation.along"),
+    *("evaluation.batch_size", "rewards.services", "rewards.url", "rewards.batch_images"),
+    *("rewards.calls_at_once", "rewards.deadline_s", "rewards.ready_timeout_s", "rewards.failure_budget"),
+    "rewards.revisions",
+)
+"""Settings around a run, which is the same under others."""
+
+
 class RunFailed(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
     """A run that cannot start or go on; one line that says why and what to do."""
 
@@ -45,20 +57,37 @@ def check(config: TrainConfig) -> RunFolder:
     if config.data is not None:
         Rows(config.data)
     folder = RunFolder(config.run_folder)
-    another = "remove it, or choose another with --set run_folder=PATH"
-    if folder.is_finished:
-        raise RunFailed(f"{folder.path} holds a finished run; {another}")
-    if folder.config_path.exists() and not _continues(config, load_config(folder.config_path)):
-        own = f"sharpen train {folder.config_path}"
-        raise RunFailed(
-            f"{folder.path} holds a run with other settings; resume it with its own ({own}), {another}"
-        )
+    if folder.has_updates:
+        _check_continues(config, folder)
     return folder
 
 
-def _continues(config: TrainConfig, earlier: TrainConfig) -> bool:
-    """Whether it is the same run; it may go on with other ranks, and otherwise watched."""
-    return config.model_copy(update={"ranks": earlier.ranks, "watch": earlier.watch}) == earlier
+def _check_continues(config: TrainConfig, folder: RunFolder) -> None:
+    """Raise RunFailed where it is another run than the folder's, or that one and finished."""
+    another = "remove it, or choose another with --set run_folder=PATH"
+    changed = differing(config, folder)
+    if lasting := [key for key in changed if not key.startswith(_ANEW)]:
+        raise RunFailed(
+            f"{folder.path} holds a run with other settings ({', '.join(lasting)}); "
+            f"resume it with its own (sharpen train {folder.config_path}), {another}"
+        )
+    if folder.is_finished and not any(key.startswith(_LENGTH) for key in changed):
+        raise RunFailed(f"{folder.path} holds a finished run; lengthen it with --set updates=N, {another}")
+
+
+def differing(config: TrainConfig, folder: RunFolder) -> list[str]:
+    """Names of the settings, a.b, by which a folder's run comes to something else than this one would."""
+    earlier = load_config(folder.config_path)
+    changed = _changes(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
+    return sorted(key for key in changed if not key.startswith(_AROUND))
+
+
+def _changes(earlier: Any, now: Any, name: str = "") -> set[str]:
+    if not (isinstance(earlier, dict) and isinstance(now, dict)):
+        return set() if earlier == now else {name}
+    keys = {*earlier, *now}
+    below = (_changes(earlier.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+    return set().union(*below)
 
 
 @contextmanager
@@ -84,10 +113,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def begin(config: TrainConfig, folder: RunFolder) -> None:
-    """Make the run folder, or take up the one of a run that was stopped."""
+    """Make the run folder, or take up the one of a run that was stopped, or failed, or is lengthened."""
     folder.path.mkdir(parents=True, exist_ok=True)
+    folder.reopen()
     save_config(config, folder.config_path)
-    folder.forget_stop()
 
 
 def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> None:
@@ -118,7 +147,10 @@ def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> N
 def conclude(folder: RunFolder) -> str:
     """Write the report of a finished run; returns what to tell the person who started it."""
     if not folder.is_finished:
-        return f"Stopped after saving a checkpoint; the same command goes on from there ({folder.path})."
+        return (
+            f"Stopped after saving a checkpoint; the same command goes on from there ({folder.path}). "
+            "To end the run there, with its evaluation, model and report, add --set updates=1."
+        )
     return f"Report: {write_report(folder.path)}"
 
 

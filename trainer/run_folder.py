@@ -32,6 +32,7 @@ class RunFolder:
         self.path = path
         self.config_path = path / "config.yaml"
         self._stop, self._failure = path / "stop", path / "failure"
+        self._summary, self._revisions = path / "summary.json", path / "revisions.json"
 
     @property
     def stop_requested(self) -> bool:
@@ -42,10 +43,13 @@ class RunFolder:
         """Ask the run to save and stop."""
         self._stop.touch()
 
-    def forget_stop(self) -> None:
-        """Forget an earlier request to stop and an earlier failure: the run goes on."""
-        self._stop.unlink(missing_ok=True)
-        self._failure.unlink(missing_ok=True)
+    def reopen(self) -> None:
+        """Forget earlier requests to stop, failures and ends: the run goes on; without updates it begins."""
+        for word in (self._stop, self._failure, self._summary):
+            word.unlink(missing_ok=True)
+        if not self.has_updates:
+            self._revisions.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def give_up(self, reason: str) -> None:
         """Leave word of why the run could not go on."""
@@ -58,16 +62,21 @@ class RunFolder:
 
     def pin(self, revisions: Mapping[str, str]) -> Mapping[str, str]:
         """Keep the revisions of the rewards that the run begins with; returns those that it began with."""
-        path = self.path / "revisions.json"
-        if not path.exists():
-            self._write(path.name, dict(revisions))
-        begun: Mapping[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        if not self._revisions.exists():
+            self._write(self._revisions.name, dict(revisions))
+        begun: Mapping[str, str] = json.loads(self._revisions.read_text(encoding="utf-8"))
         return begun
 
     @property
     def is_finished(self) -> bool:
         """Whether the run has made its last update and written its summary."""
-        return (self.path / "summary.json").exists()
+        return self._summary.exists()
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether the run has made an update, which another run here would lose."""
+        metrics = self.path / "metrics.jsonl"
+        return metrics.exists() and metrics.stat().st_size > 0
 
     def save_evaluation(self, name: str, evaluated: Evaluated) -> None:
         """Keep the verdicts, and the first pictures of different prompts for the report."""
@@ -121,7 +130,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json whole or not at all."""
-        self._write("summary.json", summary)
+        self._write(self._summary.name, summary)
 
     def _tree(self, update: int, p: int, lesson: Lesson, scores: Mapping[str, Tensor]) -> dict[str, Any]:
         branches = [

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.small_run import CPU, ScoringHere, configured
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, load_config, save_config
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
 from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, locked, watch
 from trainer.loop import run
 from trainer.policy import ModelError
 from trainer.ranks import Ranks
+from trainer.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -56,16 +57,39 @@ def test_the_same_command_goes_on_and_another_is_refused(config: TrainConfig) ->
     folder.give_up("earlier trouble")
     begin(config, check(config))
     assert (folder.stop_requested, folder.failure) == (False, None)
-    more = config.ranks.model_copy(update={"workers": 2})
-    check(config.model_copy(update={"ranks": more}))
-    check(config.model_copy(update={"watch": config.watch.model_copy(update={"gap": 9.0})}))
-    with pytest.raises(
-        RunFailed, match=r"holds a run with other settings; resume it with its own \(sharpen train"
-    ):
-        check(config.model_copy(update={"seed": 9}))
+    check(with_settings(config, "seed=9", "model.lora={rank: 2}"))  # no update was made: nothing is lost
+    made_an_update(folder)
+    goes_on = ("ranks.workers=2", "watch.gap=9", "updates=7", "optimizer.lr=1e-5", "rewards.url=http://there")
+    check(with_settings(config, *goes_on))
+    refused = r"other settings \(loss.beta, seed\); resume it with its own \(sharpen train"
+    with pytest.raises(RunFailed, match=refused):
+        check(with_settings(config, "seed=9", "loss.beta=3", "updates=7"))
+
+
+def test_a_finished_run_can_be_lengthened(config: TrainConfig) -> None:
+    folder = check(config)
+    begin(config, folder)
+    made_an_update(folder)
     folder.write_summary({})
-    with pytest.raises(RunFailed, match="holds a finished run; remove it, or choose another with --set"):
+    with pytest.raises(
+        RunFailed, match="holds a finished run; lengthen it with --set updates=N, remove it, or"
+    ):
         check(config)
+    with pytest.raises(RunFailed, match="finished run"):
+        check(with_settings(config, "optimizer.lr=1e-5"))
+    longer = with_settings(config, "updates=5")
+    begin(longer, check(longer))
+    assert not folder.is_finished
+
+
+def with_settings(config: TrainConfig, *overrides: str) -> TrainConfig:
+    path = config.run_folder.parent / "with.yaml"
+    save_config(config, path)
+    return load_config(path, overrides)
+
+
+def made_an_update(folder: RunFolder) -> None:
+    (folder.path / "metrics.jsonl").write_text('{"update": 1}\n', encoding="utf-8")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

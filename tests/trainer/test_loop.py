@@ -60,7 +60,7 @@ class Losing(ScoringHere):
 def finish_and_compare(
     config: TrainConfig, unbroken: TrainConfig, pipeline: Path, *counts: str, tolerance: float = 1e-5
 ) -> None:
-    RunFolder(config.run_folder).forget_stop()
+    RunFolder(config.run_folder).reopen()
     assert go(config)
     assert picked(config) == [pytest.approx(line, rel=tolerance) for line in picked(unbroken)]
     assert relative_difference(weights_of(unbroken), weights_of(config), pipeline) < tolerance
@@ -83,10 +83,24 @@ def test_a_broken_run_ends_as_the_unbroken_one(folder: Path, tmp_path: Path) -> 
         assert not go(stopped, stop)
         assert not RunFolder(stopped.run_folder).is_finished
         assert len(picked(stopped)) == update
-        RunFolder(stopped.run_folder).forget_stop()
+        RunFolder(stopped.run_folder).reopen()
     finish_and_compare(stopped, unbroken, folder, "images_scored", "unet_evaluations", "reward_calls")
     trees = json.loads((stopped.run_folder / "report" / "branches.json").read_text(encoding="utf-8"))
     assert [tree["update"] for tree in trees] == [1, 1, 3, 3]
+
+
+def test_a_stopped_run_can_be_ended_and_lengthened(folder: Path, tmp_path: Path) -> None:
+    unbroken = configured(tmp_path / "unbroken", folder)
+    assert go(unbroken)
+    run_folder = RunFolder(configured(tmp_path / "stopped", folder).run_folder)
+    assert not go(configured(tmp_path / "stopped", folder), StoppingAt(run_folder.path, 6))
+    for updates in ("1", "3"):
+        run_folder.reopen()
+        config = configured(tmp_path / "stopped", folder, f"updates={updates}")
+        assert go(config)
+        assert run_folder.is_finished
+        assert len(picked(config)) == {"1": 2, "3": 3}[updates]
+    assert relative_difference(weights_of(unbroken), weights_of(config), folder) < 1e-5
 
 
 def test_a_run_that_lost_its_rewards_goes_on(folder: Path, tmp_path: Path) -> None:

@@ -31,12 +31,27 @@ def test_requests_and_failures_are_forgotten_together(tmp_path: Path) -> None:
     folder.request_stop()
     folder.give_up("no more pictures")
     assert (RunFolder(tmp_path).stop_requested, RunFolder(tmp_path).failure) == (True, "no more pictures")
-    folder.forget_stop()
-    folder.forget_stop()
+    folder.reopen()
+    folder.reopen()
     assert list(tmp_path.iterdir()) == []
     folder.write_summary({"seed": 1})
     assert folder.is_finished
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_run_that_made_no_update_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints" / "update-000000").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").touch()
+    assert folder.pin({"clip": "1"}) == {"clip": "1"}
+    folder.reopen()
+    assert folder.pin({"clip": "2"}) == {"clip": "2"}
+    assert not (tmp_path / "checkpoints").exists()
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n', encoding="utf-8")
+    (tmp_path / "checkpoints" / "update-000001").mkdir(parents=True)
+    folder.reopen()
+    assert folder.pin({"clip": "3"}) == {"clip": "2"}
+    assert (tmp_path / "checkpoints" / "update-000001").exists()
 
 
 def test_a_run_is_pinned_to_what_it_began_with(tmp_path: Path) -> None:

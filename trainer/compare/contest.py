@@ -47,7 +47,17 @@ def jobs(comparison: CompareConfig) -> Iterator[Job]:
 
 
 def check(comparison: CompareConfig) -> None:
-    """Find mistakes before anything starts. Raises what `driver.check` raises, and ValueError."""
+    """Find mistakes before anything starts, also runs that were finished with other settings.
+
+    Raises what `driver.check` raises, and ValueError.
+    """
+    for name, seed in itertools.product(comparison.methods, comparison.seeds):
+        folder = RunFolder(comparison.place(name, seed))
+        if folder.is_finished and (keys := driver.differing(comparison.run_config(name, seed), folder)):
+            raise driver.RunFailed(
+                f"{folder.path} holds a run that was finished with other settings ({', '.join(keys)}); "
+                "remove it, or set another folder for this comparison"
+            )
     for job in jobs(comparison):
         config = comparison.run_config(_trained(comparison, job), job.seed)
         if job.name in comparison.methods:

@@ -56,6 +56,12 @@ def test_what_is_finished_is_not_run_again(pipelines: dict[str, Path], tmp_path:
         assert rows["best_of_3"]["evaluations_per_picture"] == 18
         assert rows["grpo"]["reward"]["low"] < rows["grpo"]["reward"]["mean"]
     assert [len(points) for points in summary["runs"]["grpo"]] == [4, 4]
+    check(comparison)
+    other = load(write_contest(tmp_path, pipelines["epsilon"], share={"loss.beta": 7.0}))
+    with pytest.raises(
+        RunFailed, match=r"sharpening-0 holds a run .* finished with other settings .*loss.beta"
+    ):
+        check(other)
 
 
 def test_a_killed_comparison_goes_on(pipelines: dict[str, Path], tmp_path: Path) -> None:
