@@ -202,6 +202,21 @@ class ServicesConfig(_Section):
     limits: StrictLimits = StrictLimits()
 
     @property
+    def resources(self) -> dict[str, float]:
+        """Of the replicas that are started at first, and of the endpoint; by Ray's names."""
+        asked = {"CPU": self.http.num_replicas * self.http.num_cpus if self.http else 0.0, "GPU": 0.0}
+        for reward in self.rewards.values():
+            scaled = reward.autoscaling
+            replicas = max(1, scaled.min_replicas) if scaled else reward.num_replicas
+            for name, amount in (
+                *reward.resources.items(),
+                ("CPU", reward.num_cpus),
+                ("GPU", reward.num_gpus),
+            ):
+                asked[name] = asked.get(name, 0.0) + replicas * amount
+        return asked
+
+    @property
     def gpus(self) -> float:
         """Of all replicas that there may be at a time."""
         return sum(

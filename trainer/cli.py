@@ -76,7 +76,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     config = finished.config_of(arguments.model, arguments.config, arguments.set)
     policy = finished.open_policy(arguments.model, config.model.image_size)
-    with cluster.scoring_on_ray(config, arguments.address) as scoring:
+    with cluster.scoring_on_ray(config, arguments.address, trains=False) as scoring:
         result = finished.evaluate(policy, config, scoring)
     print(json.dumps(result.headline(), indent=2))
     return 0
@@ -108,7 +108,7 @@ def _search(arguments: argparse.Namespace) -> int:
     settings = Settings(arguments.method, arguments.budget, sampling, arguments.seed)
     policy = finished.open_policy(arguments.model, config.model.image_size)
     weights = config.rewards.weights
-    with cluster.scoring_on_ray(config, arguments.address) as scoring:
+    with cluster.scoring_on_ray(config, arguments.address, trains=False) as scoring:
         found = search_prompts(policy, arguments.prompts, judge_of(scoring, weights), settings)
     for path in write_results(arguments.out, arguments.prompts, found, settings, rewards=len(weights)):
         print(path)

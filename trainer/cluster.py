@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,12 +43,12 @@ from trainer.config import TrainConfig
 from trainer.coordinator import Pace
 from trainer.driver import RunFailed, absolute_paths
 from trainer.observed import STALL, ObservedCoordinator
+from trainer.preflight import check_reachable, check_room
 from trainer.ranks import Ranks
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder
 
 NAMESPACE = "diffusion-sharpening"
-_REACHABLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +111,30 @@ class _Trainer(TorchTrainer):
 
 
 @contextlib.contextmanager
-def scoring_on_ray(config: TrainConfig, address: str | None) -> Iterator[CoordinatorScoring]:
+def scoring_on_ray(
+    config: TrainConfig, address: str | None, *, trains: bool = True
+) -> Iterator[CoordinatorScoring]:
     """A Ray cluster with reward services and a coordinator before them, for as long as this context lasts.
 
     Args:
         config: which rewards: `rewards.services` are deployed, `rewards.url` are reached over HTTP.
         address: a running cluster; None takes the one in RAY_ADDRESS, which `ray job submit` sets for the
             command it runs, or else starts one on this machine.
+        trains: whether ranks are to be started there, too.
 
     Raises:
         RewardError: the rewards' configuration cannot be used, one never became ready or is not among them.
-        RunFailed: the cluster cannot be reached.
+        RunFailed: the cluster cannot be reached, or has no room for the run.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     services = _services(config, alone=address is None)
     if address is not None:
-        _check_reachable(address)
+        check_reachable(address)
     _connect(address)
     try:
+        ranks, rewards = config.ranks if trains else None, services.resources if services else {}
+        for note in check_room(ray.cluster_resources(), ranks, rewards, grows=address is not None):
+            sys.stderr.write(f"{note}\n")
         if services is not None:
             deploy(services, timeout_s=config.rewards.ready_timeout_s)
         yield replace(start_coordinator(config), reward_gpus=services.gpus if services else None)
@@ -210,22 +217,6 @@ def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:
         raise RewardUnknown(f"rewards names {strangers[0]!r}, which {path} does not serve; it serves {known}")
     # On a cluster of its own nobody else calls them: no port, so that runs side by side do not meet there.
     return services.model_copy(update={"http": None}) if alone else services
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for many minutes."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or (address != "auto" and not port.isdigit()):
-        raise RunFailed(
-            f"{address!r} is no address of a cluster; write HOST:PORT, or send the command by ray job submit"
-        )
-    if address != "auto":
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHABLE_S).close()
-        except OSError as error:
-            raise RunFailed(
-                f"no Ray cluster answers at {address} ({error}); start one with ray start"
-            ) from None
 
 
 def _connect(address: str | None) -> None:

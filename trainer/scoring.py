@@ -3,8 +3,9 @@
 Shapes: P prompts, K branches, T scored steps.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +18,10 @@ from trainer.branches import Branches
 
 Scores = Mapping[str, Sequence[Score]]
 
+_OF_LATE = 1000
+"""Scores among which the share of failures is looked at."""
 _ALWAYS_ALLOWED = 16
-"""Failures that stop no run, so that one in the first batch is no large share."""
+"""Failures among them that stop no run, so that one in the first batch is no large share."""
 
 
 class Scoring(Protocol):
@@ -45,7 +48,10 @@ class TooManyFailures(RuntimeError):  # noqa: N818  named, as all errors here, f
 
 @dataclass(slots=True)
 class FailureBudget:
-    """Counts scores and failures of a run and says when there were too many."""
+    """Counts scores and failures of a run and says when there were too many of late.
+
+    Of late: a reward that dies after a day of good scores must not be waited for until they are outweighed.
+    """
 
     share: float
     """Share of the scores that may fail."""
@@ -55,25 +61,32 @@ class FailureBudget:
     failures: int = 0
     cause: str = ""
     """What the last failure said."""
+    _failed: deque[bool] = field(default_factory=lambda: deque(maxlen=_OF_LATE))
 
     def count(self, score: Score) -> float:
         """The score's value, NaN where it failed."""
+        failed = score.error is not None or score.value is None
         self.scores += 1
+        self.failures += failed
+        self._failed.append(failed)
         if score.error is None and score.value is not None:
             return score.value
-        self.failures += 1
         self.cause = str(score.error.detail or score.error.title) if score.error else "no value"
         return float("nan")
 
     @property
     def exhausted(self) -> str | None:
         """Why the run must stop, or None."""
-        allows_some = self.share > 0 and not self.stop_at_once
-        allowed = max(self.share * self.scores, _ALWAYS_ALLOWED) if allows_some else 0
-        if self.failures <= allowed:
+        if self.share == 0 or self.stop_at_once:
+            found, failures, allowed = f"{self.failures} of {self.scores}", self.failures, 0.0
+        else:
+            recent, failures = len(self._failed), sum(self._failed)
+            found = f"{failures} of the last {recent}"
+            allowed = max(self.share * recent, _ALWAYS_ALLOWED)
+        if failures <= allowed:
             return None
         return (
-            f"{self.failures} of {self.scores} scores failed, more than rewards.on_failure and "
+            f"{found} scores failed, more than rewards.on_failure and "
             f"rewards.failure_budget allow; the last: {self.cause}. "
             "Repair the reward service and run the same command to go on"
         )

@@ -26,3 +26,14 @@ def test_gpus_are_those_of_all_replicas_there_may_be() -> None:
     growing = share | {"autoscaling": {"min_replicas": 0, "max_replicas": 6}}
     rewards = {"two": share | {"num_replicas": 2}, "growing": growing, "cpu": {"scorer": "jpeg"}}
     assert ServicesConfig.model_validate({"rewards": rewards}).gpus == 2.0
+
+
+def test_resources_are_those_of_the_replicas_that_start_at_first() -> None:
+    scaled = {"min_replicas": 0, "max_replicas": 8}
+    rewards = {
+        "one": {"scorer": "jpeg", "num_replicas": 2, "num_cpus": 0.5, "resources": {"rewards": 1}},
+        "two": {"scorer": "jpeg", "num_gpus": 0.25, "autoscaling": scaled},
+    }
+    config = ServicesConfig.model_validate({"rewards": rewards, "http": {"num_replicas": 2, "num_cpus": 0.5}})
+    assert config.resources == {"CPU": 3.0, "GPU": 0.25, "rewards": 2.0}
+    assert config.model_copy(update={"http": None}).resources["CPU"] == 2

@@ -134,9 +134,16 @@ def test_a_few_failures_are_no_share() -> None:
 def test_failures_beyond_the_budget_name_the_last_cause() -> None:
     reason = counted(FailureBudget(share=0.1), failures=31, scores=300)
     assert reason is not None
-    assert reason.startswith("31 of 300 scores failed")
+    assert reason.startswith("31 of the last 300 scores failed")
     assert "loss 30" in reason
     assert "\n" not in reason
+
+
+def test_a_reward_that_dies_late_is_not_outweighed_by_its_past() -> None:
+    budget = FailureBudget(share=0.05)
+    assert counted(budget, failures=0, scores=100_000) is None
+    assert counted(budget, failures=50, scores=50) is None
+    assert str(counted(budget, failures=1, scores=1)).startswith("51 of the last 1000 scores failed")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

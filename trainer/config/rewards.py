@@ -30,7 +30,7 @@ class RewardsConfig(Section):
     on_failure: Literal["drop_branch", "drop_prompt", "stop"] = "drop_branch"
     """What an update does without a score that it needs."""
     failure_budget: Share = 0.05
-    """Share of a run's scores that may fail before it stops; unless it is 0, the first 16 never stop it."""
+    """Share of a rank's last 1000 scores that may fail before the run stops; unless it is 0, 16 may."""
     revisions: Literal["follow", "pin"] = "follow"
     """When a reward's revision changes, go on (metrics.jsonl and the report tell), or stop the run."""
     ready_timeout_s: Positive = 300.0

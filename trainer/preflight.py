@@ -1,0 +1,72 @@
+"""Looked at before work starts on a cluster: whether it answers, and has the room that a run asks for."""
+
+import socket
+from collections.abc import Mapping
+
+from trainer.config import RanksConfig
+from trainer.driver import RunFailed
+
+_REACHABLE_S = 10.0
+_ROUNDING = 1e-6
+
+
+def check_reachable(address: str) -> None:
+    """Raise RunFailed where no cluster answers; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or (address != "auto" and not port.isdigit()):
+        raise RunFailed(
+            f"{address!r} is no address of a cluster; write HOST:PORT, or send the command by ray job submit"
+        )
+    if address != "auto":
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHABLE_S).close()
+        except OSError as error:
+            raise RunFailed(
+                f"no Ray cluster answers at {address} ({error}); start one with ray start"
+            ) from None
+
+
+def check_room(
+    there: Mapping[str, float], ranks: RanksConfig | None, rewards: Mapping[str, float], *, grows: bool
+) -> list[str]:
+    """Compare what a cluster has with what the ranks and reward services of a run ask for.
+
+    Args:
+        there: the cluster's resources by Ray's names.
+        ranks: None where none are started.
+        rewards: resources of the reward services that are started with it.
+        grows: whether the cluster may get more nodes: then the run may wait for them.
+
+    Returns:
+        Lines that somebody should read: what is missing, and GPUs that nothing would use.
+
+    Raises:
+        RunFailed: something is missing that will not come.
+    """
+    of_ranks, short = _of_ranks(ranks), []
+    for name in sorted({*of_ranks, *rewards}):
+        parts, have = (of_ranks.get(name, 0.0), rewards.get(name, 0.0)), there.get(name, 0.0)
+        if sum(parts) > have + _ROUNDING:
+            short.append(
+                f"{sum(parts):g} {name} ({parts[0]:g} for ranks, {parts[1]:g} for rewards) of {have:g}"
+            )
+    if short and not grows:
+        raise RunFailed(
+            f"the run asks for {', '.join(short)}: set ranks.workers, ranks.cpus_per_worker, "
+            "ranks.gpus_per_worker or the rewards' num_cpus, num_gpus and num_replicas lower"
+        )
+    notes = [f"The run asks for {', '.join(short)}, and waits for more nodes."] if short else []
+    if ranks and there.get("GPU") and not ranks.gpus_per_worker:
+        notes.append(
+            f"The ranks train on CPUs though there is a GPU ({there['GPU']:g} in all): "
+            "--set ranks.gpus_per_worker=1 takes one for each."
+        )
+    return notes
+
+
+def _of_ranks(ranks: RanksConfig | None) -> dict[str, float]:
+    """Of as many as can do."""
+    if ranks is None:
+        return {}
+    each = {**ranks.resources, "CPU": ranks.cpus_per_worker, "GPU": ranks.gpus_per_worker}
+    return {name: (ranks.min_workers or ranks.workers) * amount for name, amount in each.items()}
