@@ -140,9 +140,11 @@ def sample(run: Run) -> list[tuple[Lesson, dict[str, Tensor]]]:
 
 
 def take(run: Run, stream: GivenStream) -> list[Lesson]:
-    """The next given pictures, in micro-batches."""
+    """The next given pictures, in micro-batches: this rank's share of them, as seeds are shared."""
+    batches = list(micro_batches(run))
     with run.ranks.together(DataError), run.costs.timed("sampling_s"):
-        return [lesson_of(run.policy, stream.take(len(seeds)), seeds) for seeds in micro_batches(run)]
+        items = iter(stream.take(sum(map(len, batches))))
+        return [lesson_of(run.policy, list(islice(items, len(seeds))), seeds) for seeds in batches]
 
 
 def micro_batches(run: Run) -> Iterator[tuple[int, ...]]:

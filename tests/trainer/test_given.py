@@ -1,5 +1,6 @@
 """Given pictures are lessons like others: standard fine-tuning draws them, pairs prefer the chosen."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,15 @@ import pytest
 import torch
 
 from tests.captioned import picture, write_folder
-from tests.small_run import CPU, ScoringHere, configured, started
+from tests.small_run import (
+    CPU,
+    ScoringHere,
+    configured,
+    in_two_ranks,
+    relative_difference,
+    started,
+    weights_of,
+)
 from tests.tiny import TEXT_WIDTH
 from trainer.config import ConfigError, ModelConfig, TrainConfig
 from trainer.data.pairs import PreferencePair
@@ -116,6 +125,42 @@ def test_a_whole_run_of_given_pictures_scores_none(
     assert [line["reward"] for line in lines] == [None] * 3
     assert all(line["loss"] > 0 for line in lines)
     assert RunFolder(config.run_folder).is_finished
+
+
+def updated(begun: Run, dealt: Path) -> None:
+    """Make an update and a checkpoint; the update's captions and their seeds are added to a file."""
+    lessons = [lesson for lesson, _ in sample(begun)]
+    begun.learner.learn(lessons)
+    begun.update += 1
+    own = [(p.text, seed) for lesson in lessons for p, seed in zip(lesson.branches.prompts, lesson.seeds)]
+    every = [pair for of_rank in begun.ranks.gather(own) for pair in of_rank]
+    if begun.ranks.is_main:
+        with dealt.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(pair) + "\n" for pair in every)
+    begun.checkpoint()
+
+
+def begin_on_two(ranks: Ranks, config: TrainConfig, dealt: Path) -> None:
+    updated(started(config, ranks), dealt)
+
+
+def test_pictures_and_their_seeds_are_the_same_on_any_number_of_ranks(
+    pipelines: dict[str, Path], tmp_path: Path, captioned: Path
+) -> None:
+    """An update of two micro-batches a rank, and one rank that goes on: as one rank makes both updates."""
+    pipeline = pipelines["epsilon"]
+    options = ("branching.prompts_per_micro_batch=1", "data.crop=random", "optimizer.steps_per_update=1")
+    two, one = (
+        config_of(tmp_path / name, pipeline, "standard", captioned, *options) for name in ("two", "one")
+    )
+    in_two_ranks(begin_on_two, two, two.run_folder / "dealt")
+    updated(started(one), one.run_folder / "dealt")
+    for config in (two, one):
+        updated(started(config), config.run_folder / "dealt")
+    found, expected = ((config.run_folder / "dealt").read_text(encoding="utf-8") for config in (two, one))
+    assert found == expected
+    assert len(set(expected.splitlines())) == 8
+    assert relative_difference(weights_of(one), weights_of(two), pipeline) < 1e-4
 
 
 def test_sdxl_is_told_how_captioned_pictures_were_scaled_and_cropped(
