@@ -28,10 +28,9 @@ Given = ImageText | PreferencePair
 def open_stream(config: TrainConfig, data: DataConfig, policy: Policy, ranks: Ranks) -> GivenStream:
     """The stream of what a method learns from. Raises DataError."""
     kind = ImageTextStream if config.method == "standard" else PreferenceStream
-    step = policy.image_size[0] // policy.latent_shape[1]
     return kind(
         Rows(data),
-        picture_sizes(data, policy.image_size[0], step),
+        picture_sizes(data, policy.image_size[0], policy.image_step),
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -23,7 +23,7 @@ from trainer.config import TrainConfig
 from trainer.data.prompts import PromptStream
 from trainer.data.sources import DataError
 from trainer.evaluation import EvaluationResult
-from trainer.given import GivenStream, lesson_of
+from trainer.given import Given, GivenStream, lesson_of
 from trainer.growing import Growing
 from trainer.metrics import MetricsLog
 from trainer.ranks import Halted, Ranks
@@ -143,7 +143,7 @@ def take(run: Run, stream: GivenStream) -> list[Lesson]:
     """The next given pictures, in micro-batches: this rank's share of them, as seeds are shared."""
     batches = list(micro_batches(run))
     with run.ranks.together(DataError), run.costs.timed("sampling_s"):
-        items = iter(stream.take(sum(map(len, batches))))
+        items: Iterator[Given] = iter(stream.take(sum(map(len, batches))))
         return [lesson_of(run.policy, list(islice(items, len(seeds))), seeds) for seeds in batches]
 
 

@@ -136,6 +136,11 @@ class Policy:
         return h * self._pipeline.vae_scale_factor, w * self._pipeline.vae_scale_factor
 
     @property
+    def image_step(self) -> int:
+        """Pixels of which the sides of its pictures are multiples."""
+        return self._family.image_step
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]

@@ -213,6 +213,20 @@ def test_in_buckets_the_target_is_the_buckets_size(pipelines: dict[str, Path], t
     assert height < 16 < width
 
 
+@pytest.mark.parametrize(("name", "step"), [("sd1", 2), ("sd3", 4), ("flux-dev", 4)])
+def test_buckets_have_sizes_that_the_model_draws(
+    families: dict[str, Path], tmp_path: Path, name: str, step: int
+) -> None:
+    """The proportions of one of SDXL's resolutions, which at this size has sides of 14 and 18 pixels."""
+    source = write_folder(tmp_path / "a", [{"text": "wide", "image": picture("red", 72, 56)}])
+    options = ("data.buckets=true", "branching.prompts_per_update=1", "branching.prompts_per_micro_batch=1")
+    config = config_of(tmp_path, families[name], "standard", source, "model.image_size=16", *options)
+    begun = started(config)
+    (lesson, _), *_ = sample(begun)
+    assert all(side % (step // 2) == 0 for side in lesson.branches.clean.shape[-2:])
+    assert begun.learner.learn([lesson])["loss"] > 0
+
+
 @pytest.mark.parametrize("name", ["sdxl", "sd1", "sd3", "flux-dev"])
 def test_only_sdxl_answers_to_sizes(families: dict[str, Path], name: str) -> None:
     policy = Policy.load(ModelConfig(path=str(families[name]), image_size=16))

@@ -143,25 +143,37 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         if self.learned_states != _ONLY_STATES.get(self.method, self.learned_states):
-            raise ValueError(
-                f"method={self.method} learns at {_ONLY_STATES[self.method]} states; leave out loss.states"
-            )
+            only = _ONLY_STATES[self.method]
+            raise ValueError(f"method={self.method} learns at {only} states; leave out loss.states")
         if self.selection.effective_branches is not None:
             self._check_effective_branches(self.selection.effective_branches)
         if self.method == "standard" and self.data is None:
             raise ValueError("method=standard learns from captioned pictures: set data.source")
-        if self.data is not None and self.budget.images_scored is not None:
+        return self
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        if self.data is None:
+            return self
+        if self.budget.images_scored is not None:
             raise ValueError(
-                f"method={self.method} scores no pictures when they are given: budget.images_scored would "
-                "never end it; set another budget"
+                "given pictures are not scored: budget.images_scored would never end it; set another budget"
             )
-        if self.data is not None and self.method not in ("standard", "diffusion_dpo"):
+        if self.method not in ("standard", "diffusion_dpo"):
             raise ValueError(f"method={self.method} learns from its own branches; leave out data")
-        uneven = self.branching.prompts_per_update % self.ranks.workers or self.ranks.min_workers
-        if self.data is not None and uneven:
+        if self.branching.end:
+            raise ValueError("pictures that are given do not grow: leave out branching.end")
+        share, rest = divmod(self.branching.prompts_per_update, self.ranks.workers)
+        if rest or self.ranks.min_workers:
             raise ValueError(
-                "given pictures are dealt to ranks in equal shares: make branching.prompts_per_update a "
-                "multiple of ranks.workers, and leave out ranks.min_workers"
+                "given pictures are dealt in equal shares: make branching.prompts_per_update a multiple of "
+                "ranks.workers, and leave out ranks.min_workers"
+            )
+        size = self.branching.prompts_per_micro_batch
+        if self.data.buckets and share % size:
+            raise ValueError(
+                f"data.buckets gives a micro-batch one size: make a rank's {share} prompts "
+                f"(prompts_per_update / ranks.workers) a multiple of branching.prompts_per_micro_batch={size}"
             )
         return self
 
@@ -213,8 +225,6 @@ class TrainConfig(Section):
                 f"branching.end must come after branches have parted, {branching.shared_steps + 1} or more, "
                 f"and within the {self.sampling.steps} steps"
             )
-        if branching.end and self.data is not None:
-            raise ValueError("pictures that are given do not grow: leave out branching.end")
         return self
 
     @model_validator(mode="after")

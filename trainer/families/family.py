@@ -79,10 +79,10 @@ class Family(ABC):
             ModelError: it has no pictures of this size, or its scheduler is of another kind.
         """
         self.pipeline = pipeline
-        step = pipeline.vae_scale_factor * self.patch
-        if image_size is not None and image_size % step:
+        if image_size is not None and image_size % self.image_step:
             raise ModelError(
-                f"model.image_size is {image_size}; {pipeline.name_or_path} draws multiples of {step} pixels"
+                f"model.image_size is {image_size}; {pipeline.name_or_path} draws multiples of "
+                f"{self.image_step} pixels"
             )
         self._side = image_size // pipeline.vae_scale_factor if image_size else self.usual_side
         self.schedule(1)
@@ -101,6 +101,11 @@ class Family(ABC):
     def patch(self) -> int:
         """Latent pixels along the side of what the network takes for one."""
         return 1
+
+    @property
+    def image_step(self) -> int:
+        """Pixels of which the sides of its pictures are multiples."""
+        return int(self.pipeline.vae_scale_factor * self.patch)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -107,6 +107,11 @@ def test_previews_are_counted_from_either_end(path: Path) -> None:
             ["method=standard", "data.source=pictures", "budget.images_scored=100"],
             "budget.images_scored would never end it",
         ),
+        (
+            ["method=standard", "data={source: pictures, buckets: true}", "ranks.workers=4"],
+            "make a rank's 2 prompts (prompts_per_update / ranks.workers) a multiple of "
+            "branching.prompts_per_micro_batch=4",
+        ),
         (["watch.on_gap=stop"], "evaluations during training: set prompts.held_out"),
         (
             ["watch.on_gap=stop", "evaluation.along=1", "prompts.held_out=held-out.txt"],
