@@ -32,8 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    strict = ["data.strict=true"] if arguments.strict_data else []
-    config = load_config(arguments.config, [*arguments.set, *strict])
+    config = load_config(arguments.config, arguments.set)
+    if arguments.strict_data:
+        strict = (
+            ["prompts.strict=true"] if config.data is None else ["prompts.strict=true", "data.strict=true"]
+        )
+        config = load_config(arguments.config, [*arguments.set, *strict])
     from trainer import cluster, driver
 
     folder = driver.check(config)
@@ -159,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", parents=[settings], help="fine-tune a model with rewards")
     train.add_argument("config", type=Path, help="a YAML file such as deploy/shapes.yaml")
-    train.add_argument("--strict-data", action="store_true", help="end at a row that cannot be used")
+    train.add_argument("--strict-data", action="store_true", help="refuse rows that cannot be used")
     train.set_defaults(command=_train)
 
     _add_plan(commands)

@@ -1,6 +1,7 @@
 """The command's side of a run: checks before anything starts, the progress bar, Ctrl-C, the report."""
 
 import fcntl
+import functools
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig, load_config, save_config
-from trainer.data.prompts import read_prompts
+from trainer.data.prompts import Prompts, read_prompts
 from trainer.data.rows import Rows
 from trainer.data.sources import absolute
 from trainer.metrics import FILE_NAME, ProgressBar, read_metrics
@@ -41,7 +42,7 @@ class RunFailed(RuntimeError):  # noqa: N818  named, as all errors here, for wha
 
 
 def check(config: TrainConfig) -> RunFolder:
-    """Find every mistake that can be found before processes start; writes nothing.
+    """Find every mistake that can be found before processes start; writes no file.
 
     Raises:
         ModelError, PromptFileError, DataError: the model, a prompt file or other data cannot be used.
@@ -51,11 +52,7 @@ def check(config: TrainConfig) -> RunFolder:
     """
     check_model(config.model)
     check_trackers(config.trackers)
-    read_prompts(config.prompts.train)
-    if config.prompts.held_out is not None:
-        read_prompts(config.prompts.held_out)
-    if config.data is not None:
-        Rows(config.data)
+    _check_data(config)
     folder = RunFolder(config.run_folder)
     if folder.has_updates:
         _check_continues(config, folder)
@@ -88,6 +85,27 @@ def _changes(earlier: Any, now: Any, name: str = "") -> set[str]:
     keys = {*earlier, *now}
     below = (_changes(earlier.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
     return set().union(*below)
+
+
+def _check_data(config: TrainConfig) -> None:
+    """Look at all rows, and say which will be left out."""
+    prompts, strict = config.prompts, config.prompts.strict
+    opened: list[Prompts | Rows] = [
+        read_prompts(source, strict=strict)
+        for source in (prompts.train, prompts.held_out)
+        if source is not None
+    ]
+    if config.data is not None:
+        opened.append(Rows(config.data))
+    for rows in opened:
+        if rows.left_out:
+            _tell(f"{rows.report}; --strict-data refuses them")
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Say something once, however many runs of a comparison it holds for."""
+    sys.stderr.write(f"{line}\n")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What is done with a finished model, a run folder or a diffusers folder: evaluate it, sample from it."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ class Draws:
 def config_of(model: Path, config: Path | None, overrides: Sequence[str]) -> TrainConfig:
     """The settings to evaluate a model with: those given, or those of its run.
 
+    Says which rows of the held-out prompts are left out.
+
     Raises:
         ConfigError: settings that cannot be used.
         ModelError: there are no settings.
@@ -82,7 +85,9 @@ def config_of(model: Path, config: Path | None, overrides: Sequence[str]) -> Tra
     chosen = load_config(config or own, overrides)
     if chosen.prompts.held_out is None:
         raise ConfigError("no prompts to evaluate on; add --set prompts.held_out=FILE")
-    read_prompts(chosen.prompts.held_out)
+    held_out = read_prompts(chosen.prompts.held_out, strict=chosen.prompts.strict)
+    if held_out.left_out:
+        sys.stderr.write(f"{held_out.report}\n")
     return chosen
 
 

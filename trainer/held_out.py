@@ -39,8 +39,8 @@ class HeldOut:
             raise ValueError("prompts.held_out is not set, so there is nothing to evaluate on")
         each = config.evaluation.pictures_per_prompt
         wanted = config.evaluation.draws // each
-        prompts = read_prompts(config.prompts.held_out)
-        prompts = (prompts * -(-wanted // len(prompts)))[:wanted]
+        held_out = read_prompts(config.prompts.held_out, strict=config.prompts.strict)
+        prompts = (held_out * -(-wanted // len(held_out)))[:wanted]
         self._config, self._scoring, self._ranks = config, scoring, ranks
         self._draws = [
             (prompt, place * each + k) for place, prompt in enumerate(prompts) for k in range(each)

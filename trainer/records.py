@@ -7,10 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One line of a prompt file; equal texts on two lines are two prompts."""
+    """One row of a prompt file; equal texts in two rows are two prompts."""
 
     index: int
-    """Position in the file, from 0."""
+    """Position in the file, from 0; rows that were left out have one, too."""
     text: str
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """What else the file says about the prompt (further columns or keys)."""

@@ -193,6 +193,7 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reward_calls", "reward calls"),
         ("images_scored", "images scored"),
         ("cache_hits", "scores that were known already"),
+        ("rows_left_out", "rows of the data left out"),
     )
     rows = [(label, f"{summary[key]:,}".replace(",", "\u202f")) for key, label in counts if key in summary]
     if summary.get("wall_s") and "images_scored" in summary:

@@ -51,6 +51,8 @@ class Run:
     """Of this rank, since its process began."""
     earlier: Costs = field(default_factory=Costs)
     """Of all ranks, up to the checkpoint from which the run went on."""
+    left_out: frozenset[int] = frozenset()
+    """Rows of the data that were left out, whichever rank met them, up to the newest update."""
     calls_counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     """What the scoring's counters said when they were last read."""
 
@@ -103,7 +105,12 @@ class Run:
     def checkpoint(self) -> None:
         """Keep everything that the unbroken run would go on with. All ranks call it."""
         costs, tensors = self.spent(), {"learner": self.learner.state_dict()}
-        state = {"stream": self.stream.state_dict(), "costs": asdict(costs), "accuracy": self.accuracy}
+        state = {
+            "stream": self.stream.state_dict(),
+            "costs": asdict(costs),
+            "accuracy": self.accuracy,
+            "left_out": sorted(self.left_out),
+        }
         saved = Checkpoint(self.update, tensors, state)
         save_checkpoint(self.folder.path, saved, keep=self.config.checkpoint.keep, ranks=self.ranks)
 
@@ -135,6 +142,7 @@ class Run:
             "sampling_peak_bytes": spent.sampling_peak_bytes,
             "learning_peak_bytes": spent.learning_peak_bytes,
             "images_per_second": spent.images_scored * self.ranks.world_size / spent.training_s,
+            "rows_left_out": self._count_left_out(),
             **({} if self.accuracy is None else {"accuracy": self.accuracy}),
         }
 
@@ -145,9 +153,14 @@ class Run:
         self.update = saved.update
         self.accuracy = saved.state["accuracy"]
         self.earlier = Costs(**saved.state["costs"])
+        self.left_out = frozenset(saved.state.get("left_out", ()))
 
     def _spent_so_far(self) -> Costs:
         return self.earlier + Costs.of_ranks(self.ranks.gather(self.costs))
+
+    def _count_left_out(self) -> int:
+        self.left_out = self.left_out.union(*self.ranks.gather(self.stream.left_out))
+        return len(self.left_out)
 
     def _count_calls(self) -> None:
         stats = self.scoring.stats()
@@ -166,13 +179,13 @@ def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.
     """
     newest = latest_checkpoint(config.run_folder, ranks)  # ranks meet for it, so before one can fail alone
     torch.manual_seed(config.seed)
-    prompts = read_prompts(config.prompts.train)
+    prompts = read_prompts(config.prompts.train, strict=config.prompts.strict)
     sharded = config.ranks.sharding == "full" and ranks.world_size > 1
     policy = Policy.load(config.model, device, sharded=sharded)
     stream = (
         open_stream(config, config.data, policy, ranks)
         if config.data
-        else PromptStream(prompts, seed=config.seed)
+        else PromptStream(prompts, seed=config.seed, left_out=prompts.left_out)
     )
     counters = scoring.stats() if ranks.is_main else {}
     run = Run(

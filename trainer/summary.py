@@ -20,6 +20,7 @@ def finish(run: Run) -> None:
     if not run.ranks.is_main:
         return
     summary = {**about(run.config), **spent(costs), "updates": run.update, "peak_memory_bytes": memory}
+    summary["rows_left_out"] = len(run.left_out)
     summary |= per_gpu(costs, run.config, run.scoring.stats().get("reward_gpus"))
     if run.held_out is not None:
         before, after = run.folder.load_evaluation("before"), run.folder.load_evaluation("after")

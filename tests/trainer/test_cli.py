@@ -73,6 +73,10 @@ def test_strict_data_is_a_setting(
     configured(tmp_path, pipelines["epsilon"])
     bad = write_folder(tmp_path / "pictures", [{"text": " ", "image": picture("red")}])
     given = ["--set", "method=standard", "--set", f"data.source={bad}"]
-    command = ["train", str(tmp_path / "settings.yaml"), *given, "--strict-data"]
-    assert main(command) == 2
+    command = ["train", str(tmp_path / "settings.yaml"), "--strict-data"]
+    assert main([*command, *given]) == 2
     assert "row 0: caption is missing; repair it" in capsys.readouterr().err
+    with (tmp_path / "held-out.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": ""}\n')
+    assert main(command) == 2, "without pictures it holds for prompts alone"
+    assert "held-out.jsonl, line 7: prompt is missing or not text; repair it" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.captioned import picture, rows, write_folder
 from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import TrainConfig, load_config, save_config
 from trainer.data.prompts import PromptFileError
@@ -47,6 +48,27 @@ def test_mistakes_are_found_before_anything_is_written(
     with pytest.raises(error, match=message):
         check(config)
     assert not config.run_folder.exists()
+
+
+def test_rows_that_are_left_out_are_told_before_anything_starts(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line for each source, and one for all the runs of a comparison that share it."""
+    bad = write_folder(tmp_path / "pictures", [*rows(2), {"text": " ", "image": picture("red")}])
+    config = configured(tmp_path, pipelines["epsilon"], "method=standard", f"data.source={bad}")
+    for name in ("train", "held-out"):
+        with (tmp_path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write("no prompt\n")
+    for seed in (0, 1):
+        check(config.model_copy(update={"seed": seed}))
+    found = capsys.readouterr().err.splitlines()
+    refuses = "--strict-data refuses them"
+    unparsed = "1 whose text is not JSON (first: line 7)"
+    assert found == [
+        f"1 of 7 rows of {tmp_path}/train.jsonl are left out: {unparsed}; {refuses}",
+        f"1 of 7 rows of {tmp_path}/held-out.jsonl are left out: {unparsed}; {refuses}",
+        f"1 of 3 rows of {bad} are left out: 1 whose caption is missing (first: row 2); {refuses}",
+    ]
 
 
 def test_the_same_command_goes_on_and_another_is_refused(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import ConfigError, SamplingConfig, TrainConfig
 from trainer.data.prompts import PromptFileError
+from trainer.data.sources import DataError
 from trainer.finished import Draws, config_of, evaluate, open_policy, sample, sampling_of, searched_with
 from trainer.loop import run
 from trainer.policy import ModelError, Policy
@@ -65,6 +66,19 @@ def test_settings_come_from_the_run_or_from_a_file(pipelines: dict[str, Path], t
         config_of(folder, settings, ["prompts.held_out=nowhere.txt"])
     (config.run_folder / "config.yaml").write_text(settings.read_text(encoding="utf-8"), encoding="utf-8")
     assert config_of(config.run_folder, None, []) == config
+
+
+def test_held_out_prompts_that_are_left_out_are_told(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured(tmp_path, pipelines["epsilon"])
+    with (tmp_path / "held-out.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": null}\n')
+    config_of(tmp_path, tmp_path / "settings.yaml", [])
+    expected = f"1 of 7 rows of {tmp_path}/held-out.jsonl are left out: 1 whose prompt is missing"
+    assert capsys.readouterr().err.startswith(expected)
+    with pytest.raises(DataError, match="line 7: prompt is missing or not text; repair it"):
+        config_of(tmp_path, tmp_path / "settings.yaml", ["prompts.strict=true"])
 
 
 def test_pictures_depend_on_their_seed_alone(pipelines: dict[str, Path], tmp_path: Path) -> None:

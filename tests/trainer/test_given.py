@@ -19,6 +19,7 @@ from tests.small_run import (
 )
 from tests.tiny import TEXT_WIDTH
 from trainer.config import ConfigError, ModelConfig, TrainConfig
+from trainer.costs import Costs
 from trainer.data.pairs import PreferencePair
 from trainer.data.rows import ImageText
 from trainer.given import lesson_of, open_stream
@@ -128,15 +129,17 @@ def test_a_whole_run_of_given_pictures_scores_none(
 
 
 def updated(begun: Run, dealt: Path) -> None:
-    """Make an update and a checkpoint; the update's captions and their seeds are added to a file."""
-    lessons = [lesson for lesson, _ in sample(begun)]
+    """Make an update and a checkpoint; write down its captions, their seeds, how many rows are left out."""
+    sampled = sample(begun)
+    left_out = begun.describe(sampled, Costs())["rows_left_out"]
+    lessons = [lesson for lesson, _ in sampled]
     begun.learner.learn(lessons)
     begun.update += 1
     own = [(p.text, seed) for lesson in lessons for p, seed in zip(lesson.branches.prompts, lesson.seeds)]
     every = [pair for of_rank in begun.ranks.gather(own) for pair in of_rank]
     if begun.ranks.is_main:
         with dealt.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(pair) + "\n" for pair in every)
+            file.writelines(json.dumps(one) + "\n" for one in (*every, left_out))
     begun.checkpoint()
 
 
@@ -145,10 +148,16 @@ def begin_on_two(ranks: Ranks, config: TrainConfig, dealt: Path) -> None:
 
 
 def test_pictures_and_their_seeds_are_the_same_on_any_number_of_ranks(
-    pipelines: dict[str, Path], tmp_path: Path, captioned: Path
+    pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
-    """An update of two micro-batches a rank, and one rank that goes on: as one rank makes both updates."""
-    pipeline = pipelines["epsilon"]
+    """An update of two micro-batches a rank, and one rank that goes on: as one rank makes both updates.
+
+    Both ranks know of the row without caption; one meets the broken picture, and nobody meets it again.
+    """
+    pipeline, whole = pipelines["epsilon"], picture("red", 400, 400)
+    rows = [{"text": f"picture {n}", "image": picture("red", 16 + n, 16)} for n in range(6)]
+    rows.insert(5, {"text": "broken", "image": whole[:-200]})
+    captioned = write_folder(tmp_path / "captioned", [*rows, {"text": " ", "image": whole}])
     options = ("branching.prompts_per_micro_batch=1", "data.crop=random", "optimizer.steps_per_update=1")
     two, one = (
         config_of(tmp_path / name, pipeline, "standard", captioned, *options) for name in ("two", "one")
@@ -159,7 +168,8 @@ def test_pictures_and_their_seeds_are_the_same_on_any_number_of_ranks(
         updated(started(config), config.run_folder / "dealt")
     found, expected = ((config.run_folder / "dealt").read_text(encoding="utf-8") for config in (two, one))
     assert found == expected
-    assert len(set(expected.splitlines())) == 8
+    assert [line for line in expected.splitlines() if "picture" not in line] == ["2", "2"]
+    assert len(set(expected.splitlines())) == 8 + 1
     assert relative_difference(weights_of(one), weights_of(two), pipeline) < 1e-4
 
 

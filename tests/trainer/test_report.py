@@ -233,4 +233,5 @@ def test_costs_are_for_people() -> None:
     by_phase = costs({"sampling_peak_bytes": 2**30, "learning_peak_bytes": 2**31, "cache_hits": 1200})
     assert ("a rank's peak while learning", "2.00 GiB") in by_phase
     assert ("scores that were known already", "1\u202f200") in by_phase
+    assert costs({"rows_left_out": 2}) == [("rows of the data left out", "2")]
     assert costs({}) == []

@@ -72,6 +72,19 @@ def test_a_checkpoint_keeps_place_and_accuracy(run: Run) -> None:
     assert again.stream.take(2) == run.stream.take(2)
 
 
+def test_rows_that_were_left_out_are_counted(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Of the prompts to train on; those a stream met before a checkpoint are not forgotten."""
+    run = started(configured(tmp_path, pipelines["epsilon"]))
+    assert run.describe(sample(run), Costs())["rows_left_out"] == 0
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": " "}\n')
+    again = started(run.config)
+    assert again.describe(sample(again), Costs())["rows_left_out"] == 1
+    again.left_out |= {99}
+    again.checkpoint()
+    assert started(run.config).left_out == {6, 99}
+
+
 def test_failed_scores_leave_the_scalars(run: Run) -> None:
     lessons = sample(run)
     kept, dropped = lessons[0][0], lessons[1][0]

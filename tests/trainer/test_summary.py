@@ -19,7 +19,7 @@ PROMISED = {
     *("accuracy_before", "accuracy_after", "accuracy_by_category", "reward_calls", "images_scored"),
     *("unet_evaluations", "reward_stall_s", "stall_fraction", "peak_memory_bytes", "accuracy_gain"),
     *("accuracy_gain_standard_error", "diversity_before", "diversity_after", "guidance", "pictures"),
-    *("diversity_of_correct_before", "diversity_of_correct_after"),
+    *("diversity_of_correct_before", "diversity_of_correct_after", "rows_left_out"),
 }
 
 
@@ -30,9 +30,13 @@ def summarised(config: TrainConfig) -> dict[str, Any]:
 
 
 def test_a_run_leaves_its_figures(pipelines: dict[str, Path], tmp_path: Path) -> None:
-    summary = summarised(configured(tmp_path, pipelines["epsilon"]))
+    config = configured(tmp_path, pipelines["epsilon"])
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write("no prompt\n")
+    summary = summarised(config)
     assert set(summary) >= PROMISED
     assert (summary["updates"], summary["seed"], summary["pictures"]) == (3, 3, 8)
+    assert summary["rows_left_out"] == 1
     # 3 updates of 4 prompts: 3 branches of 3 guided steps; replayed as test_learner counts it.
     assert summary["unet_evaluations"] == 3 * (4 * 3 * 3 * 2 + 4 * 2 * 2 * 2 * 2 * 2)
     assert summary["images_scored"] == 3 * 4 * 3

@@ -18,6 +18,8 @@ class PromptsConfig(Section):
     """Prompts to train on."""
     held_out: str | None = None
     """Prompts to evaluate on; null evaluates nothing."""
+    strict: bool = False
+    """Whether a row without a prompt ends the run; otherwise it is left out."""
 
 
 class DataConfig(Section):

@@ -72,9 +72,9 @@ class PairStream(ABC, Generic[Item]):
         self._order = Order(arrange, seed=seed, rank=rank, world_size=world_size)
 
     @property
-    def left_out(self) -> int:
-        """Rows that were left out so far, as this rank has found."""
-        return len(self._rows.left_out)
+    def left_out(self) -> frozenset[int]:
+        """Rows that were left out so far: those known to all ranks at once, and those that this one met."""
+        return frozenset(self._rows.left_out)
 
     def take(self, count: int) -> list[Item]:
         """The next `count` items of this rank; with buckets each micro-batch of them has one size.
@@ -112,7 +112,7 @@ class PairStream(ABC, Generic[Item]):
                 return self._made(self._rows.read(row, self._sizes[kind], f"{self._seed}/{position}"))
             except (OSError, ValueError) as error:
                 self._rows.leave_out(row, picture_problem(error))
-        raise DataError(f"{self._rows.name} has no row left that can be used: {self._rows.report}")
+        raise DataError(f"{self._rows.report}; none is left that can be used")
 
 
 class ImageTextStream(PairStream[ImageText]):

@@ -3,43 +3,71 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from trainer.data.left_out import LeftOut
 from trainer.data.order import Order, shuffled
-from trainer.data.sources import Source, is_table, open_table
+from trainer.data.sources import DataError, Source, is_table, open_table
 from trainer.records import Prompt
 
 COLUMNS = ("prompt", "caption", "text")
 """Columns of a table in which prompts are looked for, in this order."""
 
 
-class PromptFileError(ValueError):
+class PromptFileError(DataError):
     """A prompt file that cannot be used; the message is one line that names file, line and remedy."""
 
 
-def read_prompts(source: str | Path) -> list[Prompt]:
-    """The prompts of a .txt, .jsonl or .csv file, a folder of .txt or a table, in order; see `PromptsConfig`.
+class Prompts(list[Prompt]):
+    """The prompts of a source in order, and the rows of it that have none."""
+
+    def __init__(self, source: str, *, strict: bool) -> None:
+        super().__init__()
+        self.left_out = LeftOut(source, strict)
+
+    @property
+    def report(self) -> str:
+        """How many rows were left out, and why."""
+        return self.left_out.report(len(self) + len(self.left_out))
+
+
+def read_prompts(source: str | Path, *, strict: bool = False) -> Prompts:
+    """The prompts of a .txt, .jsonl or .csv file, a folder of .txt or a table; see `PromptsConfig`.
 
     Blank lines are skipped; further keys or columns are kept in `extra`. The prompts of each file of a folder
     are a category, named as the file without its ending: T2I-CompBench's layout.
 
+    Args:
+        source: what is read.
+        strict: whether a row without a prompt is refused; otherwise it is left out.
+
     Raises:
-        PromptFileError: a file of lines cannot be used.
-        DataError: a table cannot be used.
+        PromptFileError: a file of lines cannot be used, or no row of the source can.
+        DataError: a table, or with `strict` a row, cannot be used.
     """
-    path = Path(source)
+    path, text = Path(source), str(source)
     if categories := sorted(path.glob("*.txt")):
-        rows = [row for file in categories for row in _read_category(file)]
+        rows: Iterable[_Row] = chain.from_iterable(map(_read_category, categories))
     else:
-        rows = list(_read_table(str(source)) if is_table(str(source)) else _read_file(path))
-    if not rows:
-        raise PromptFileError(f"{source}: holds no prompt; write one a line")
-    return [Prompt(index, text, extra) for index, (text, extra) in enumerate(rows)]
+        rows = _read_table(text) if is_table(text) else _read_file(path)
+    prompts = Prompts(text, strict=strict)
+    for index, (place, values) in enumerate(rows):
+        if isinstance(values, str):
+            prompts.left_out.add(index, place, values)
+        else:
+            prompts.append(Prompt(index, values.pop("prompt").strip(), values))
+    if prompts:
+        return prompts
+    if prompts.left_out:
+        raise PromptFileError(f"{prompts.report}; none can be used")
+    raise PromptFileError(f"{source}: holds no prompt; write one a line")
 
 
-_Row = tuple[str, dict[str, Any]]
+_Row = tuple[str, dict[str, Any] | str]
+"""Where a row is, and its columns, among them a prompt, or else what is wrong with it."""
 
 
 def _read_table(text: str) -> Iterator[_Row]:
@@ -51,11 +79,15 @@ def _read_table(text: str) -> Iterator[_Row]:
         raise PromptFileError(f"{text}: has no column {' or '.join(wanted)}; write SOURCE#SPLIT:COLUMN")
     for number, values in enumerate(table.rows):
         said = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
-        yield _row(f"{text}, row {number}", {**said, "prompt": values.get(column)})
+        yield f"row {number}", _checked({**said, "prompt": values.get(column)})
 
 
 def _read_category(path: Path) -> Iterator[_Row]:
-    return ((text, {"category": path.stem}) for text, _ in _read_file(path))
+    for place, values in _read_file(path):
+        yield (
+            f"{path.name}, {place}",
+            {**values, "category": path.stem} if isinstance(values, dict) else values,
+        )
 
 
 def _read_file(path: Path) -> Iterator[_Row]:
@@ -76,54 +108,62 @@ def _read_file(path: Path) -> Iterator[_Row]:
     return readers[path.suffix](path, text)
 
 
-def _read_txt(path: Path, text: str) -> Iterator[_Row]:
-    for line in text.splitlines():
+def _read_txt(_path: Path, text: str) -> Iterator[_Row]:
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield line.strip(), {}
+            yield f"line {number}", {"prompt": line}
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[_Row]:
+def _read_jsonl(_path: Path, text: str) -> Iterator[_Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _row(f"{path}, line {number}", _parse(f"{path}, line {number}", line))
+            yield f"line {number}", _parsed(line)
 
 
-def _parse(place: str, line: str) -> dict[str, Any]:
+def _parsed(line: str) -> dict[str, Any] | str:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PromptFileError(f'{place}: is not JSON ({error.msg}); write {{"prompt": "..."}}') from None
-    if not isinstance(value, dict) or "prompt" not in value:
-        raise PromptFileError(f'{place}: has no prompt; write {{"prompt": "..."}}')
-    return value
+    except (ValueError, RecursionError) as error:
+        return f"text is not JSON ({str(error).partition(':')[0]})"
+    return _checked(value) if isinstance(value, dict) else 'text is not like {"prompt": "..."}'
 
 
 def _read_csv(path: Path, text: str) -> Iterator[_Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
     if text.strip() and "prompt" not in (reader.fieldnames or ()):
         raise PromptFileError(f"{path}, line 1: has no column prompt; name the columns in the first line")
-    try:
-        for record in reader:
-            yield _row(f"{path}, line {reader.line_num}", dict(record))
-    except csv.Error as error:
-        line = reader.line_num + 1
-        raise PromptFileError(f"{path}, line {line}: is not CSV ({error}); quote the field") from None
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            yield f"line {reader.line_num}", f"text is not CSV ({error})"
+            continue
+        if values is None:
+            return
+        yield f"line {reader.line_num}", _checked(values)
 
 
-def _row(place: str, value: dict[str, Any]) -> _Row:
-    text = value.pop("prompt")
-    if not isinstance(text, str) or not text.strip():
-        raise PromptFileError(
-            f"{place}: the prompt is empty or not text; write a sentence or remove the line"
-        )
-    return text.strip(), value
+def _checked(values: dict[str, Any]) -> dict[str, Any] | str:
+    """A row's columns, or what is wrong with its prompt."""
+    text = values.get("prompt")
+    return values if isinstance(text, str) and text.strip() else "prompt is missing or not text"
 
 
 class PromptStream:
     """Endless prompts: every epoch in a new seeded order, dealt to the ranks."""
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        left_out: Iterable[int] = (),
+    ) -> None:
         self._prompts = list(prompts)
+        self.left_out = frozenset(left_out)
+        """Rows of the source that have no prompt, as all ranks know."""
         self._order = Order(shuffled(len(self._prompts)), seed=seed, rank=rank, world_size=world_size)
 
     def take(self, count: int) -> list[Prompt]:

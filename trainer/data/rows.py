@@ -2,7 +2,6 @@
 
 import logging
 import random
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config.data import DataConfig
+from trainer.data.left_out import LeftOut
 from trainer.data.pictures import Size, decode, fit, size_of
 from trainer.data.sources import DataError, Source, content_of, open_table
 
@@ -24,8 +24,9 @@ CHOSEN_AND_REJECTED = (("image_chosen", "image_rejected"), ("chosen", "rejected"
 LABELLED = ("jpg_0", "jpg_1", "label_0", "label_1")
 """Pick-a-Pic's columns: two pictures, and how much of the preference each has, 0.5 and 0.5 being a tie."""
 
-_TIE = "is a tie"
+_TIE = "preference is a tie"
 _REPORTED = 3
+"""Pictures that break while they are read, of which each is told."""
 _READERS = 16
 
 
@@ -61,18 +62,17 @@ class Rows:
         self._table = open_table(source)
         self._caption = self._chosen_column(source.column, CAPTIONS)
         self._pictures = self._picture_columns()
-        self.left_out: dict[int, str] = {}
-        """Rows that were left out, and what is wrong with them."""
+        self.left_out = LeftOut(self.name, config.strict)
+        """Rows that were left out so far."""
         problems, self._sizes = self._inspected()
         self.usable = [row for row, problem in enumerate(problems) if problem is None]
         """Which rows can be used, as far as is known yet."""
         for row, problem in enumerate(problems):
             if problem is not None:
-                self.leave_out(row, problem)
-        if self.left_out:
-            log.warning("%s: %s", self.name, self.report)
+                self.left_out.add(row, f"row {row}", problem, fault=problem != _TIE)
+        self._bad_at_once = len(self.left_out)
         if not self.usable:
-            raise DataError(f"{self.name} has no row that can be used: {self.report}")
+            raise DataError(f"{self.report}; none can be used")
 
     @property
     def name(self) -> str:
@@ -86,10 +86,8 @@ class Rows:
 
     @property
     def report(self) -> str:
-        """How many rows there are and what was left out."""
-        problems = Counter(problem.partition(" (")[0] for problem in self.left_out.values())
-        reasons = ", ".join(f"{count} whose {problem}" for problem, count in problems.most_common())
-        return f"{len(self._table)} rows" + (f", left out {reasons}" if reasons else "")
+        """How many of its rows were left out so far, and why."""
+        return self.left_out.report(len(self._table))
 
     def sizes(self) -> list[Size]:
         """The size of each usable row's first picture. Only where the configuration asks for buckets."""
@@ -108,13 +106,10 @@ class Rows:
         return items
 
     def leave_out(self, row: int, problem: str) -> None:
-        """Count a row that cannot be used. Raises DataError where rows must all be good."""
-        place = f"{self.name}, row {row}: {problem}"
-        if self.config.strict and not problem.endswith(_TIE):
-            raise DataError(f"{place}; repair it, or set data.strict=false to leave such rows out")
-        self.left_out[row] = problem
-        if len(self.left_out) <= _REPORTED:
-            log.warning("%s; it is left out", place)
+        """Leave out a row whose picture broke while it was read. Raises DataError where all must be good."""
+        self.left_out.add(row, f"row {row}", problem)
+        if len(self.left_out) - self._bad_at_once <= _REPORTED:
+            log.warning("%s, row %d: %s; it is left out", self.name, row, problem)
 
     def _chosen_column(self, wanted: str | None, usual: Sequence[str]) -> str:
         names = [wanted] if wanted else usual
@@ -171,7 +166,7 @@ def _caption_problem(text: Any) -> str | None:
 def _label_problem(first: Any, second: Any) -> str | None:
     if not isinstance(first, int | float) or not isinstance(second, int | float):
         return "labels are missing"
-    return f"preference {_TIE}" if first == second else None
+    return _TIE if first == second else None
 
 
 def picture_problem(error: Exception) -> str:

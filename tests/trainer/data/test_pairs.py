@@ -114,9 +114,12 @@ def test_bad_rows_are_left_out_and_counted(
         first, again = (prompts(stream, 12) for stream in streams)
     assert first == again
     assert set(first) == {CAPTIONS[row] for row in (0, 2, 5, 7)}
-    assert streams[0].left_out == 4
-    assert "caption is missing; it is left out" in caplog.text
-    assert "left out 2 whose caption is missing" in caplog.text
+    assert len(streams[0].left_out) == 4
+    assert "picture is a broken picture (image file is truncated); it is left out" in caplog.text
+    assert "caption" not in caplog.text, "what all ranks find at once is told by the command"
+    assert (
+        f"4 of 8 rows of {with_bad_rows} are left out: 2 whose caption is missing (first: row " in rows.report
+    )
 
 
 def test_every_position_has_one_row_whoever_met_the_bad_ones(with_bad_rows: Path) -> None:
@@ -137,9 +140,11 @@ def test_strict_data_refuses_what_breaks_later(tmp_path: Path) -> None:
 def test_data_without_a_row_that_can_be_used_is_refused(tmp_path: Path) -> None:
     broken = [{"text": "a", "image": picture("red", 400, 400)[:-200]}] * 2
     stream = ImageTextStream(opened(write_folder(tmp_path / "bad", broken)), SQUARE, seed=0)
-    with pytest.raises(DataError, match="no row left that can be used: 2 rows, left out 2 whose picture is"):
+    with pytest.raises(
+        DataError, match=r"2 of 2 rows of .* are left out: 2 whose picture is .*; none is left"
+    ):
         stream.take(1)
-    with pytest.raises(DataError, match="has no row that can be used: 1 rows, left out 1 whose caption"):
+    with pytest.raises(DataError, match=r"1 of 1 rows of .* left out: 1 whose caption .*; none can be used"):
         opened(write_captions(tmp_path / "silent", [{"text": None, "image": picture("red")}]))
 
 

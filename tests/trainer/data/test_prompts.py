@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from trainer.data.prompts import PromptFileError, PromptStream, read_prompts
+from trainer.data.sources import DataError
 from trainer.records import Prompt
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in range(7)]
@@ -29,7 +30,10 @@ def test_jsonl_keeps_what_else_it_says(tmp_path: Path) -> None:
 
 def test_csv_keeps_the_other_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", 'tag,prompt\nx,"a cat, asleep"\ny,a dog\n')
-    assert read_prompts(path) == [Prompt(0, "a cat, asleep", {"tag": "x"}), Prompt(1, "a dog", {"tag": "y"})]
+    assert read_prompts(path) == [
+        Prompt(0, "a cat, asleep", {"tag": "x"}),
+        Prompt(1, "a dog", {"tag": "y"}),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -41,12 +45,7 @@ def test_csv_keeps_the_other_columns(tmp_path: Path) -> None:
         ("a.csv", "", "holds no prompt"),
         ("a.csv", "prompt\n", "holds no prompt"),
         ("a.txt", b"good\nb\xe4d\n", "line 2: is not UTF-8"),
-        ("a.jsonl", '{"prompt": "a"}\nnope\n', "line 2: is not JSON"),
-        ("a.jsonl", '{"text": "a"}\n', "line 1: has no prompt"),
-        ("a.jsonl", '["prompt"]\n', "line 1: has no prompt"),
-        ("a.jsonl", '{"prompt": 3}\n', "line 1: the prompt is empty or not text"),
         ("a.csv", "text\na\n", "line 1: has no column prompt"),
-        ("a.csv", "prompt,tag\na,1\n,2\n", "line 3: the prompt is empty"),
         ("a.yaml", "", "use .txt, .jsonl, .csv, .parquet"),
     ],
 )
@@ -59,6 +58,54 @@ def test_a_bad_file_is_one_line_that_names_it(
     assert str(caught.value).startswith(str(path))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+BAD_ROWS = {
+    "a.jsonl": (
+        '{"prompt": "a cat"}\nnope\n\n["a"]\n{"text": "a"}\n{"prompt": 3}\n{"prompt": "a dog"}\n{"prompt',
+        {
+            1: "line 2: text is not JSON (Expecting value)",
+            2: 'line 4: text is not like {"prompt": "..."}',
+            3: "line 5: prompt is missing or not text",
+            4: "line 6: prompt is missing or not text",
+            6: "line 8: text is not JSON (Unterminated string starting at)",
+        },
+    ),
+    "a.csv": (
+        f"tag,prompt\nx,a cat\nx, \nx\nx,{'a' * 200_000}\nx,a dog\n",
+        {
+            1: "line 3: prompt is missing or not text",
+            2: "line 4: prompt is missing or not text",
+            3: "line 5: text is not CSV (field larger than field limit (131072))",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_left_out_or_refused(tmp_path: Path, name: str) -> None:
+    content, problems = BAD_ROWS[name]
+    path = write(tmp_path, name, content)
+    found = read_prompts(path)
+    assert [prompt.text for prompt in found] == ["a cat", "a dog"]
+    assert [prompt.index for prompt in found] == [0, {"a.jsonl": 5, "a.csv": 4}[name]]
+    assert set(found.left_out) == set(problems)
+    assert found.report.startswith(
+        f"{len(problems)} of {len(problems) + 2} rows of {path} are left out: 2 whose"
+    )
+    with pytest.raises(DataError, match="leave such rows out") as caught:
+        read_prompts(path, strict=True)
+    assert str(caught.value).startswith(f"{path}, {problems[1]}; repair it")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", '{"text": "a"}\n'), ("a.jsonl", '[\n"a cat"\n]\n'), ("a.csv", 'prompt\n""\n" "\n')],
+)
+def test_a_file_of_bad_rows_alone_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(PromptFileError, match=r"(\d) of \1 rows of .* are left out: .*; none can be used"):
+        read_prompts(path)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
@@ -107,8 +154,11 @@ def test_metadata_of_geneval_are_prompts(tmp_path: Path) -> None:
 
 def test_a_table_without_prompts_says_so(tmp_path: Path) -> None:
     Dataset.from_dict({"title": ["a"], "text": [None]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(PromptFileError, match=r"a\.parquet, row 0: the prompt is empty"):
+    Dataset.from_dict({"text": ["a", None, "b"]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(PromptFileError, match=r"1 of 1 rows of .*a\.parquet are left out: 1 whose prompt is"):
         read_prompts(tmp_path / "a.parquet")
+    found = read_prompts(tmp_path / "b.parquet")
+    assert ([prompt.text for prompt in found], list(found.left_out)) == (["a", "b"], [1])
     with pytest.raises(PromptFileError, match="has no column subject; write SOURCE#SPLIT:COLUMN"):
         read_prompts(f"{tmp_path}/a.parquet#:subject")
 

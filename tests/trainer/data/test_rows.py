@@ -19,7 +19,7 @@ def opened(path: Path, **settings: Any) -> Rows:
 @pytest.mark.parametrize(
     ("number", "column", "value", "message"),
     [
-        (2, "text", " ", "row 2: caption is missing; repair it, or set data.strict=false"),
+        (2, "text", " ", "row 2: caption is missing; repair it, or leave such rows out"),
         (5, "image", b"no picture", "row 5: picture is no picture that can be read"),
     ],
 )
@@ -54,7 +54,10 @@ def test_ties_and_missing_labels_teach_nothing(tmp_path: Path) -> None:
     found = opened(write_parquet(tmp_path / "a", table))
     assert found.pictures == 2
     assert found.usable == [0]
-    assert found.report == "3 rows, left out 1 whose preference is a tie, 1 whose labels are missing"
+    assert found.report == (
+        f"2 of 3 rows of {tmp_path / 'a'} are left out: 1 whose preference is a tie (first: row 1), "
+        "1 whose labels are missing (first: row 2)"
+    )
     with pytest.raises(DataError, match="row 2: labels are missing"):
         opened(tmp_path / "a", strict=True)
 
@@ -63,7 +66,7 @@ def test_sizes_are_read_where_they_are_needed(tmp_path: Path) -> None:
     wide = {"text": "wide", "image": picture("red", 40, 20)}
     found = opened(write_folder(tmp_path / "a", [*rows(1), wide]), buckets=True)
     assert found.sizes() == [(16, 24), (20, 40)]
-    assert (found.pictures, found.report) == (1, "2 rows")
+    assert (found.pictures, len(found.left_out)) == (1, 0)
 
 
 def test_sizes_are_in_the_order_of_sdxls_conditioning() -> None:
