@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from trainer.config.file import Section
 
 
@@ -28,8 +30,11 @@ class DataConfig(Section):
     source: str
     """A folder of pictures, .tar shards, .parquet files, a save_to_disk folder, or hf://USER/NAME@REVISION.
 
+    Of files, a pattern takes some: rows/*.parquet, or shards/{000..127}.tar, of which none may be missing.
     #SPLIT:COLUMN after it takes another split than train, or captions from another column than usual.
     """
+    pictures: tuple[str, ...] = Field((), max_length=2)
+    """Columns of pictures that have other names than usual: one, or the chosen and the rejected one."""
     crop: Literal["centre", "random"] = "centre"
     """What is kept of a picture that does not have the proportions at which it is learned."""
     buckets: bool = False

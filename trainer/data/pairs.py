@@ -61,7 +61,7 @@ class PairStream(ABC, Generic[Item]):
         if rows.pictures != self.pictures:
             raise DataError(
                 f"{rows.name} holds {rows.pictures} pictures a row, {self.pictures} are wanted; "
-                "preferences have image_chosen and image_rejected, or Pick-a-Pic's columns"
+                "preferences have image_chosen and image_rejected, Pick-a-Pic's columns, or two data.pictures"
             )
         self._rows, self._sizes, self._seed, self._micro_batch = rows, sizes, seed, micro_batch
         self._kinds = [0] * len(rows.usable)

@@ -60,8 +60,10 @@ class Rows:
         source = Source.parse(config.source)
         self.config = config
         self._table = open_table(source)
-        self._caption = self._chosen_column(source.column, CAPTIONS)
-        self._pictures = self._picture_columns()
+        self._caption = self._column(
+            (source.column,) if source.column else CAPTIONS, "captions by SOURCE#SPLIT:COLUMN"
+        )
+        self._pictures, self._labels = self._picture_columns()
         self.left_out = LeftOut(self.name, config.strict)
         """Rows that were left out so far."""
         problems, self._sizes = self._inspected()
@@ -111,35 +113,38 @@ class Rows:
         if len(self.left_out) - self._bad_at_once <= _REPORTED:
             log.warning("%s, row %d: %s; it is left out", self.name, row, problem)
 
-    def _chosen_column(self, wanted: str | None, usual: Sequence[str]) -> str:
-        names = [wanted] if wanted else usual
+    def _column(self, names: Sequence[str], how: str) -> str:
+        """The first of these columns that is there; `how` says how to name another."""
         for name in names:
             if name in self._table.columns:
                 return name
         raise DataError(
             f"{self.name} has no column {' or '.join(names)}, but {', '.join(sorted(self._table.columns))}; "
-            "write SOURCE#SPLIT:COLUMN for captions in another column"
+            f"name that of the {how}"
         )
 
-    def _picture_columns(self) -> tuple[str, ...]:
-        columns = self._table.columns
+    def _picture_columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The columns of the pictures, and those of labels that say which is preferred, if they do."""
+        another = "pictures by data.pictures=[COLUMN]"
+        if self.config.pictures:
+            return tuple(self._column((name,), another) for name in self.config.pictures), ()
         for names in (*CHOSEN_AND_REJECTED, LABELLED):
-            if columns >= set(names):
-                return names[:2]
-        return (self._chosen_column(None, PICTURES),)
+            if self._table.columns >= set(names):
+                return names[:2], names[2:]
+        return (self._column(PICTURES, another),), ()
 
     def _ordered(self, values: Any) -> tuple[str, ...]:
         """The columns of the pictures, the preferred one first."""
-        if self._pictures != LABELLED[:2]:
+        if not self._labels:
             return self._pictures
-        first, second = (values[label] for label in LABELLED[2:])
+        first, second = (values[label] for label in self._labels)
         return self._pictures if first > second else self._pictures[::-1]
 
     def _inspected(self) -> tuple[list[str | None], dict[int, Size]]:
         """What is wrong with each row, and the sizes of the first pictures of those that are right."""
         problems = [_caption_problem(text) for text in self._table.column(self._caption)]
-        if self._pictures == LABELLED[:2]:
-            labels = zip(*(self._table.column(label) for label in LABELLED[2:]))
+        if self._labels:
+            labels = zip(*(self._table.column(label) for label in self._labels))
             problems = [known or _label_problem(*both) for known, both in zip(problems, labels)]
         if not (self.config.buckets or self.config.strict):
             return problems, {}

@@ -2,7 +2,8 @@
 
     folder/                    metadata.jsonl or metadata.csv (column file_name, or *_file_name for several
                                pictures of a row), or a .txt of the same name beside each picture
-    shards/ or shards/*.tar    webdataset: files of one row share their name up to the first dot
+    shards/ or shards/*.tar    webdataset: files of one row share their name up to the first dot;
+                               {000..127}.tar takes so many, none of which may be missing
     rows/ or rows/*.parquet    columns; pictures are encoded bytes
     saved/                     a dataset's save_to_disk
     hf://USER/NAME@REVISION    a dataset on the Hugging Face hub, at a commit or tag
@@ -31,6 +32,7 @@ _LARGEST_TEXT = 1 << 20
 """Bytes of a caption or of what else is said of a picture."""
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _SAVED = ("dataset_info.json", "dataset_dict.json")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class DataError(ValueError):
@@ -97,9 +99,13 @@ def absolute(source: str) -> str:
 def open_table(source: Source) -> Table:
     """The rows of a source, without their pictures. Raises DataError."""
     place, path = source.place, Path(source.place)
-    files = [Path(name) for name in sorted(glob.glob(f"{glob.escape(place)}/*" if path.is_dir() else place))]
+    files = _files(f"{glob.escape(place)}/*" if path.is_dir() else place)
     if place.startswith(HUB) or any(file.name in _SAVED for file in files):
         return _of_dataset(place, _dataset(source))
+    if compressed := [file for file in files if file.name.endswith((".tar.gz", ".tgz"))]:
+        raise DataError(
+            f"{compressed[0]} is compressed, and pictures are read from the middle of shards; gunzip it"
+        )
     of_kind = {kind: [file for file in files if file.suffix == kind] for kind in (".tar", ".parquet")}
     if of_kind[".parquet"]:
         return _of_dataset(place, _parquet(place, of_kind[".parquet"]))
@@ -109,7 +115,7 @@ def open_table(source: Source) -> Table:
         rows = list(_folder(path))
     else:
         raise DataError(
-            f"{place} is no folder, .tar, .parquet or hf:// dataset that can be found; check it in the config"
+            f"{place} is no folder, .tar, .parquet or hf:// dataset that can be found; {_hint(place)}"
         )
     return Table(place, rows, frozenset(column for row in rows for column in row))
 
@@ -129,6 +135,34 @@ def content_of(value: Any) -> bytes:
             return Path(name).read_bytes()
         case _:
             raise ValueError("is missing")
+
+
+def _files(pattern: str) -> list[Path]:
+    """The files of a pattern in order; of those that a {range} names none may be missing."""
+    patterns = _without_ranges(pattern)
+    found = [sorted(glob.glob(one)) for one in patterns]
+    if len(patterns) > 1 and [] in found:
+        missing = patterns[found.index([])]
+        raise DataError(f"{missing} of {pattern} cannot be found; copy it there, or take fewer")
+    return [Path(name) for names in found for name in names]
+
+
+def _without_ranges(pattern: str) -> list[str]:
+    """A pattern for each number in its {first..last}, which have the digits of the first."""
+    before, *rest = _RANGE.split(pattern, maxsplit=1)
+    if not rest:
+        return [pattern]
+    first, last, after = rest
+    numbers = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
+    return [one for number in numbers for one in _without_ranges(f"{before}{number}{after}")]
+
+
+def _hint(place: str) -> str:
+    """What was probably meant by a place that is not there."""
+    named = _HUB_SOURCE.fullmatch(HUB + place)
+    if named and "/" in place and not Path(place).parent.exists():
+        return f"for the dataset on the hub write {HUB}{place}"
+    return "check it in the config"
 
 
 def _of_dataset(name: str, rows: Any) -> Table:

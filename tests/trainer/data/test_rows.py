@@ -39,12 +39,30 @@ def test_strict_data_refuses_them_at_once(
             {"image": picture("red"), "title": "a"},
             "has no column caption or text or prompt or txt, but image",
         ),
-        ({"text": "a", "photo": picture("red")}, "has no column image or jpg or png or webp or img, but"),
+        (
+            {"text": "a", "photo": picture("red")},
+            r"no column image or jpg or png or webp or img, but photo, text; .* data\.pictures=\[COLUMN\]",
+        ),
     ],
 )
 def test_columns_that_are_not_there_are_named(tmp_path: Path, kept: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         opened(write_folder(tmp_path / "data", [kept]))
+
+
+def test_pictures_of_another_column(tmp_path: Path) -> None:
+    row = {"text": "a", "image": picture("red"), "photo": picture("blue"), "drawing": picture("lime")}
+    for number, write in enumerate((write_folder, write_parquet)):
+        path = write(tmp_path / str(number), [row] * 2)
+        for names, colours in ((["photo"], "B"), (["drawing", "photo"], "GB")):
+            found = opened(path, pictures=names)
+            items = found.read(0, (16, 16), "")
+            assert found.pictures == len(names)
+            assert ["RGB"[item.image[0, 0].argmax()] for item in items] == list(colours)
+        with pytest.raises(
+            DataError, match=r"has no column scan, but drawing, image, photo, text; name that of"
+        ):
+            opened(path, pictures=["scan"])
 
 
 def test_ties_and_missing_labels_teach_nothing(tmp_path: Path) -> None:

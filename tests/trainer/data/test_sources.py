@@ -23,6 +23,7 @@ WRITERS: dict[str, Callable[[Path], str]] = {
     "captions": lambda folder: str(write_captions(folder / "a", rows())),
     "shards": lambda folder: str(write_shards(folder / "a", rows())),
     "a pattern of shards": lambda folder: f"{write_shards(folder / 'a', rows())}/0000?.tar",
+    "a range of shards": lambda folder: f"{write_shards(folder / 'a', rows())}/{{00000..00001}}.tar",
     "a shard with .json": lambda folder: (
         f"{write_shards(folder / 'a', rows(), shards=1, sidecar=True)}/00000.tar"
     ),
@@ -79,6 +80,30 @@ def test_what_cannot_be_opened_is_one_line(tmp_path: Path, source: str, message:
     with pytest.raises(DataError, match=message) as caught:
         open_table(Source.parse(place))
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_range_of_shards_none_may_be_missing(tmp_path: Path) -> None:
+    write_shards(tmp_path / "a-7", rows(), shards=3)
+    ranged = f"{tmp_path}/a-{{6..8}}/{{00000..00002}}.tar"
+    with pytest.raises(DataError, match=r"a-6/00000\.tar of .*/a-{6\.\.8}/.* cannot be found; copy it there"):
+        open_table(Source.parse(ranged))
+    assert len(open_table(Source.parse(ranged.replace("{6..8}", "{7..7}")))) == len(rows())
+
+
+@pytest.mark.parametrize("name", ["00000.tar.gz", "00000.tgz"])
+def test_a_compressed_shard_is_refused_not_passed_over(tmp_path: Path, name: str) -> None:
+    folder = write_shards(tmp_path / "a", rows())
+    (folder / "00000.tar").rename(folder / name)
+    with pytest.raises(DataError, match=f"{name} is compressed, and .*; gunzip it"):
+        open_table(Source.parse(str(folder)))
+
+
+def test_an_id_on_the_hub_is_known_by_its_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for place, hint in (("user/name@v1.0", "write hf://user/name@v1.0"), ("data/name", "check it in the")):
+        with pytest.raises(DataError, match=f"can be found; .*{hint}"):
+            open_table(Source.parse(place))
 
 
 def test_metadata_reaches_no_picture_outside_its_folder(tmp_path: Path) -> None:
