@@ -117,7 +117,7 @@ class Replayer:
 
     def outputs(self, replay: Replay) -> Tensor:
         """What the policy says at the replayed states, with gradients."""
-        guidance = self._config.sampling.guidance
+        guidance = self._config.learned_guidance
         self.unet_evaluations += len(replay.states) * self._policy.evaluations(guidance)
         timesteps = self._schedule.timesteps_T[replay.steps_N]
         return self._policy.predict(replay.states, timesteps, replay.text, guidance)

@@ -13,7 +13,8 @@ class SamplingConfig(Section):
     steps: Count = 20
     """Denoising steps from noise to picture."""
     guidance: NotNegative = 5.0
-    """Scale of guidance, 1 none: classifier-free, or a distilled model's input; FLUX.1-schnell ignores it."""
+    """Scale of guidance, 1 none: classifier-free, or a distilled model's input; FLUX.1-schnell ignores it.
+    Branches are learned under it as they were drawn, pictures that are given under none."""
     solver: Literal["ddim", "dpmpp_2m"] = "ddim"
     """How a step follows from what the model says: DDIM (flow matching: Euler), or DPM-Solver++(2M), which
     looks back at the step before and so needs fewer of them; with eta 1 it is DPM++ 2M SDE."""

@@ -46,11 +46,6 @@ def test_the_saved_configuration_is_read_back_unchanged(path: Path, tmp_path: Pa
     assert config.optimizer.lr == 1e-5  # YAML reads 1e-5 as text; it has to become a number all the same
 
 
-def test_previews_are_counted_from_either_end(path: Path) -> None:
-    config = load_config(path, ["sampling.steps=8", "branching.previews=[-1, 7, 2, -4]"])
-    assert config.preview_steps == (2, 4, 7)
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
