@@ -159,6 +159,7 @@ class Run:
         return self.earlier + Costs.of_ranks(self.ranks.gather(self.costs))
 
     def _count_left_out(self) -> int:
+        """Add what any rank has met. All ranks call it."""
         self.left_out = self.left_out.union(*self.ranks.gather(self.stream.left_out))
         return len(self.left_out)
 
