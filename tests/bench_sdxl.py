@@ -33,9 +33,9 @@ from trainer.config import TrainConfig
 from trainer.loop import advance
 from trainer.memory import memory_of
 from trainer.metrics import MetricsLog
-from trainer.plan import models_asked, work_of
 from trainer.ranks import Ranks
 from trainer.run import Run, start
+from trainer.work import models_asked, work_of
 
 GIB = 2**30
 SIDE, PRODUCTS = 8192, 20

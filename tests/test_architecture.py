@@ -58,6 +58,7 @@ TRAINER_MAY_IMPORT = {
         f"reward_services.{module}" for module in ("config", "config_file", "deployments", "instruments")
     },
     "observed.py": {"reward_services.observed"},
+    "plan.py": {"reward_services.config_file"},
 }
 FORBIDDEN_WORDS = {"utils", "util", "common", "helpers", "helper", "manager", "processor", "handler", "base"}
 FORBIDDEN_WORDS |= {"misc", "abc"}

@@ -74,7 +74,7 @@ class HeldOut:
     def _chunks(self) -> Iterator[list[tuple[Prompt, int]]]:
         share = -(-len(self._draws) // self._ranks.world_size)
         mine = self._draws[self._ranks.rank * share : (self._ranks.rank + 1) * share]
-        size = self._config.evaluation.batch_size
+        size = drawn_at_a_time(self._config)
         return (mine[first : first + size] for first in range(0, len(mine), size))
 
     def _check_scored(self, scores: Mapping[str, Sequence[Score]]) -> None:
@@ -116,6 +116,11 @@ class HeldOut:
             return None
         prompts = [prompt.text for (prompt, _), chosen in zip(self._draws, chosen_N, strict=True) if chosen]
         return diversity(features_Nd[chosen_N], prompts)
+
+
+def drawn_at_a_time(config: TrainConfig) -> int:
+    """Held-out pictures of a batch: unless they are set, as many as training grows branches at a time."""
+    return config.evaluation.batch_size or config.prompts_at_a_time * config.branching.branches
 
 
 def draw(

@@ -5,26 +5,24 @@ Shapes: P prompts of a micro-batch, K branches, T steps, S replayed states, (C, 
 
 import contextlib
 import functools
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
-from torch.utils.weak import WeakIdKeyDictionary
 
-from trainer.autoencoder import decoded
+from trainer.autoencoder import decoded, encoded
 from trainer.config import TrainConfig
+from trainer.encoded import AT_A_TIME
 from trainer.families.family import Family
 from trainer.families.weightless import load_weightless
+from trainer.held_out import drawn_at_a_time
+from trainer.live_memory import AsOnDevice, LiveMemory
 from trainer.optimizer import moments_bytes
 from trainer.policy import Policy, check_model
+from trainer.sharding import blocks_of
 
 META = torch.device("meta")
 _FLOAT32 = 4
@@ -32,95 +30,17 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the device of one rank."""
+    """Bytes on the device of one rank, of one that has most."""
 
     standing: Mapping[str, int]
     """What is there throughout, by what it is."""
     working: Mapping[str, int]
-    """The most that each phase of an update needs besides, by the phase."""
+    """The most that each phase of an update, or an evaluation, needs besides, by the phase."""
 
     @property
     def peak(self) -> int:
         """The most that is needed at a time."""
         return sum(self.standing.values()) + max(self.working.values())
-
-
-class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors made within it, while they live; those made before are not counted."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.live = self.peak = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the operation and count what it made."""
-        kwargs = kwargs or {}
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._known.setdefault(tensor.untyped_storage(), None)
-        made = func(*args, **kwargs)
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._known:
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._known[storage] = None
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.live -= size
-
-
-class AsOnDevice(TorchFunctionMode):
-    """What the meta device does otherwise than CPUs and GPUs: autocast, and attention without its matrix."""
-
-    _LOW = (F.linear, F.conv2d, torch.matmul, torch.bmm, F.scaled_dot_product_attention)
-    _HIGH = (F.layer_norm, F.group_norm, F.rms_norm, F.softmax, torch.softmax)
-
-    def __init__(self, dtype: torch.dtype, *, keeps_copies: bool = True) -> None:
-        super().__init__()
-        self.dtype, self._keeps_copies = dtype, keeps_copies
-        self._copies = WeakIdKeyDictionary()
-
-    def forget(self) -> None:
-        """Let go of the copies of trained weights, which autocast keeps during an evaluation."""
-        self._copies.clear()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the function in the number format, and by the kernel, that it would have there."""
-        kwargs = kwargs or {}
-        if self.dtype != torch.float32 and func in (*self._LOW, *self._HIGH):
-            wanted = self.dtype if func in self._LOW else torch.float32
-            args, kwargs = tree_map(lambda value: self._cast(value, wanted), (args, kwargs))
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
-            return value
-        if not (self._keeps_copies and value.is_leaf and value.requires_grad):
-            return value.to(dtype)
-        if value not in self._copies:
-            self._copies[value] = value.to(dtype)
-        return self._copies[value]
 
 
 def memory_of(config: TrainConfig) -> Memory:
@@ -132,44 +52,26 @@ def memory_of(config: TrainConfig) -> Memory:
     Raises:
         ModelError, OSError: the model cannot be used.
     """
-    family = load_weightless(check_model(config.model), config.model)
-    text_encoders = [
-        part for name, part in family.pipeline.components.items() if name.startswith("text_encoder") and part
-    ]
-    vae = family.pipeline.vae
-    vae.use_slicing = config.model.decoding != "whole"
-    vae.use_tiling = config.model.decoding == "tiled"
-    as_there = AsOnDevice(getattr(torch, config.model.dtype))
-    if config.model.gradient_checkpointing:
-        # What is computed again in the backward pass is not within the modes around it.
-        then = AsOnDevice(as_there.dtype, keeps_copies=False)
-        again = functools.partial(
-            checkpoint, context_fn=lambda: (contextlib.nullcontext(), then), use_reentrant=False
-        )
-        family.network.enable_gradient_checkpointing(again)
+    family = _weightless(config)
     policy = Policy(family, config.model.lora, META)
-    frozen = _bytes_of(family.network, trained=False)
+    # FSDP leaves each rank as much of every weight as torch.chunk leaves the first.
+    parts = [torch.atleast_1d(weight.detach()).chunk(_shares(config)) for weight in policy.parameters]
+    own = [nn.Parameter(first) for first, *_ in parts]
+    numbers = sum(weight.numel() for weight in own)
+    frozen = _bytes_of([p for p in family.network.parameters() if not p.requires_grad])
     if config.model.lora is None:
-        frozen += sum(parameter.numel() for parameter in policy.parameters) * _width(config)
-    trained = sum(parameter.numel() for parameter in policy.parameters) * _FLOAT32
-    moments = moments_bytes(policy.parameters, config.optimizer)
-    whole = frozen + trained  # what a rank gathers to sample
-    if config.ranks.sharding == "full":
-        frozen, trained, moments = (size // config.ranks.workers for size in (frozen, trained, moments))
-    encoders = sum(_bytes_of(encoder) for encoder in text_encoders)
+        frozen = numbers * _width(config)  # the reference
+    resident = not config.model.offload
     standing = {
-        "denoiser": frozen,
-        "trained weights": trained,
-        "Adam's moments": moments,
-        "averaged weights": trained if config.optimizer.ema_decay else 0,
-        "text encoders": 0 if config.model.offload else encoders,
-        "autoencoder": 0 if config.model.offload else _bytes_of(vae),
+        "denoiser": frozen + _bytes_of(family.network.buffers()),
+        "trained weights": numbers * _FLOAT32,
+        "Adam's moments": moments_bytes(own, config.optimizer),
+        "averaged weights": numbers * _FLOAT32 if config.optimizer.ema_decay else 0,
+        "weights that sampled": numbers * _FLOAT32 if config.method == "diffusion_nft" else 0,
+        "text encoders": _encoders_bytes(family) if resident else 0,
+        "autoencoder": _module_bytes(family.pipeline.vae) if resident else 0,
     }
-    visiting = {"encoding": encoders, "decoding": _bytes_of(vae)} if config.model.offload else {}
-    if config.ranks.sharding == "full":
-        visiting |= {"sampling": whole}
-    working = _working(config, family, policy, as_there)
-    return Memory(standing, {name: size + visiting.get(name, 0) for name, size in working.items()})
+    return Memory(standing, _working(config, family, policy, gradients=numbers * _FLOAT32))
 
 
 def chosen_branches(config: TrainConfig, prompts: int) -> int:
@@ -189,73 +91,158 @@ def replayed_states(config: TrainConfig) -> int:
     return min(config.loss.states_per_branch, last - first)
 
 
-def micro_batch(config: TrainConfig) -> int:
-    """P."""
-    return min(
-        config.branching.prompts_per_micro_batch, config.branching.prompts_per_update // config.ranks.workers
-    )
+def _working(config: TrainConfig, family: Family, policy: Policy, *, gradients: int) -> dict[str, int]:
+    """The phases, given the bytes of the gradients that a rank keeps."""
+    rehearsal = _Rehearsal(config, family, policy)
+    if config.data is None:
+        drawn = config.prompts_at_a_time * config.branching.branches
+        phases = rehearsal.drawing(config.prompts_at_a_time, drawn, config.path_steps)
+    else:
+        phases = {
+            "encoding": rehearsal.encoding(config.prompts_at_a_time),
+            "compressing": rehearsal.compressing(chosen_branches(config, config.prompts_at_a_time)),
+        }
+    if config.prompts.held_out:
+        options, share = config.evaluation, -(-config.evaluation.draws // config.ranks.workers)
+        drawn = min(drawn_at_a_time(config), share)
+        prompts = -(-drawn // options.pictures_per_prompt)
+        phases["evaluating"] = max(rehearsal.drawing(prompts, drawn, config.sampling.steps).values())
+    phases["learning, with gradients"] = rehearsal.learning(gradients)
+    if config.ranks.workers > 1 and _shares(config) == 1:
+        phases["summing gradients"] = 2 * gradients  # they travel as one message
+    return phases
 
 
-def _working(config: TrainConfig, family: Family, policy: Policy, as_there: AsOnDevice) -> dict[str, int]:
-    prompts, branches = micro_batch(config), config.branching.branches
-    at_a_time = min(chosen_branches(config, prompts), config.branches_at_a_time)
-    latents = _latents(family, prompts * branches)
-    # There is no autocast on the meta device; AsOnDevice stands in for that of others.
-    policy.device = torch.device("cpu")
-    with as_there:
-        with LiveMemory() as encoding, torch.no_grad():
-            text = family.encode([""], META)
-        rows = torch.zeros(prompts * branches, dtype=torch.long, device=META)
-        guidance, step = config.sampling.guidance, latents.new_zeros(len(latents))
+class _Rehearsal:
+    """Phases of an update on a model without values; each answers the bytes that it takes at most."""
+
+    def __init__(self, config: TrainConfig, family: Family, policy: Policy) -> None:
+        self._config, self._family, self._policy = config, family, policy
+        self._as_there = AsOnDevice(getattr(torch, config.model.dtype))
+        self._is_sharded = _shares(config) > 1
+        # There is no autocast on the meta device; AsOnDevice stands in for that of others.
+        policy.device = torch.device("cpu")
+        self._text = family.encode([""], META)
         # What guidance leads away from is encoded once and kept.
-        policy.__dict__["_empty"] = text
-        with LiveMemory() as sampling, torch.no_grad():
-            policy.predict(latents, step, text.take(rows), guidance)
-        as_there.forget()
-        with LiveMemory() as decoding:
-            decoded(family.pipeline.vae, latents)
-        with LiveMemory() as learning:
-            states = at_a_time * replayed_states(config)
-            replayed = _latents(family, min(states, config.model.states_with_gradients or states))
+        policy.__dict__["_empty"] = self._text
+        if self._is_sharded:
+            self._as_in_blocks()
+
+    def drawing(self, prompts: int, pictures: int, steps: int) -> dict[str, int]:
+        """Pictures from noise, where ranks that share the denoiser have the whole of it."""
+        gathered = self._gathered if self._is_sharded else 0
+        # The noise of every step and the states between, which later wait in the host's memory.
+        grown = 2 * self._latents(pictures).numel() * (steps + 1) * _FLOAT32
+        return {
+            "encoding": gathered + self.encoding(prompts),
+            "sampling": gathered + grown + self._sampling(pictures),
+            "decoding": gathered + grown + self._decoding(pictures),
+        }
+
+    def encoding(self, prompts: int) -> int:
+        with AsOnDevice(torch.float32), LiveMemory() as memory, torch.no_grad():
+            self._family.encode([""] * min(prompts, AT_A_TIME), META)
+        return memory.peak + (_encoders_bytes(self._family) if self._config.model.offload else 0)
+
+    def compressing(self, pictures: int) -> int:
+        vae, (_, h, w) = self._family.pipeline.vae, self._family.latent_shape
+        scale = self._family.pipeline.vae_scale_factor
+        blank = np.zeros((pictures, h * scale, w * scale, 3), dtype=np.uint8)
+        with AsOnDevice(torch.float32), LiveMemory() as memory:
+            encoded(vae, blank, META)
+        return memory.peak + self._visiting_vae
+
+    def learning(self, gradients: int) -> int:
+        config, policy = self._config, self._policy
+        branches = chosen_branches(config, config.prompts_at_a_time)
+        states = min(branches, config.branches_at_a_time) * replayed_states(config)
+        replayed = self._latents(min(states, config.model.states_with_gradients or states))
+        with self._as_there, LiveMemory() as memory:
             rows = torch.zeros(len(replayed), dtype=torch.long, device=META)
             for _ in range(2):  # the second meets the gradients of the first
-                output = policy.predict(
-                    replayed, replayed.new_zeros(len(replayed)), text.take(rows), guidance
-                )
-                as_there.forget()
+                times = replayed.new_zeros(len(replayed))
+                output = policy.predict(replayed, times, self._text.take(rows), config.sampling.guidance)
+                self._as_there.forget()
                 output.square().mean().backward()
-    # The noise of every step and the states between, which later wait in the host's memory.
-    grown = 2 * latents.numel() * (config.path_steps + 1) * _FLOAT32
-    return {
-        "encoding": encoding.peak,
-        "sampling": sampling.peak + grown,
-        "decoding": decoding.peak + grown,
-        "learning, with gradients": learning.peak,
-    }
+        return memory.peak + (gradients + self._blocks_under_way() if self._is_sharded else 0)
+
+    def _sampling(self, pictures: int) -> int:
+        latents, guidance = self._latents(pictures), self._config.sampling.guidance
+        with self._as_there, LiveMemory() as memory, torch.no_grad():
+            rows = torch.zeros(pictures, dtype=torch.long, device=META)
+            self._policy.predict(latents, latents.new_zeros(pictures), self._text.take(rows), guidance)
+        self._as_there.forget()
+        return memory.peak
+
+    def _decoding(self, pictures: int) -> int:
+        with AsOnDevice(torch.float32), LiveMemory() as memory:
+            decoded(self._family.pipeline.vae, self._latents(pictures))
+        return memory.peak + self._visiting_vae
+
+    def _as_in_blocks(self) -> None:
+        """Weights have the format in which blocks come together, and their gradients go to other ranks."""
+        for weight in self._policy.parameters:
+            weight.data = weight.data.to(self._as_there.dtype)
+            weight.register_post_accumulate_grad_hook(_give_away)
+
+    def _blocks_under_way(self) -> int:
+        """In the backward pass: the outermost and an inner block with gradients, the next one on its way."""
+        width, seen, sizes = _width(self._config), set[Tensor](), list[int]()
+        for block in blocks_of(self._policy.denoiser):
+            weights = set(block.parameters()) - seen
+            seen |= weights
+            sizes.append(sum(weight.numel() for weight in weights))
+        *inner, outermost = sizes
+        return outermost * 2 * width + max(inner, default=0) * (3 * width + _FLOAT32)
+
+    @property
+    def _gathered(self) -> int:
+        return _bytes_of(self._policy.parameters)
+
+    @property
+    def _visiting_vae(self) -> int:
+        return _module_bytes(self._family.pipeline.vae) if self._config.model.offload else 0
+
+    def _latents(self, count: int) -> Tensor:
+        return torch.zeros(count, *self._family.latent_shape, device=META)
 
 
-def _latents(family: Family, count: int) -> Tensor:
-    return torch.zeros(count, *family.latent_shape, device=META)
+def _weightless(config: TrainConfig) -> Family:
+    """The model as a rank sets it up, without values."""
+    family = load_weightless(check_model(config.model), config.model)
+    family.pipeline.vae.use_slicing = config.model.decoding != "whole"
+    family.pipeline.vae.use_tiling = config.model.decoding == "tiled"
+    if config.model.gradient_checkpointing:
+        # What is computed again in the backward pass is not within the modes around it.
+        then = AsOnDevice(getattr(torch, config.model.dtype), keeps_copies=False)
+        again = functools.partial(
+            checkpoint, context_fn=lambda: (contextlib.nullcontext(), then), use_reentrant=False
+        )
+        family.network.enable_gradient_checkpointing(again)
+    return family
+
+
+def _shares(config: TrainConfig) -> int:
+    """In how many parts weights are held; one rank alone shares nothing."""
+    return config.ranks.workers if config.ranks.sharding == "full" else 1
+
+
+def _give_away(weight: Tensor) -> None:
+    weight.grad = None
 
 
 def _width(config: TrainConfig) -> int:
     return int(getattr(torch, config.model.dtype).itemsize)
 
 
-def _bytes_of(module: nn.Module, *, trained: bool | None = None) -> int:
-    parameters = [p for p in module.parameters() if trained is None or p.requires_grad == trained]
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*parameters, *module.buffers()])
+def _encoders_bytes(family: Family) -> int:
+    parts = family.pipeline.components.items()
+    return sum(_module_bytes(part) for name, part in parts if name.startswith("text_encoder") and part)
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **options: Any,
-) -> Any:
-    """By a kernel that keeps no matrix of all tokens by all tokens; any of them saves what this one does."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=options.get("scale"))[0]
+def _module_bytes(module: nn.Module) -> int:
+    return _bytes_of([*module.parameters(), *module.buffers()])
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -9,26 +9,15 @@ from typing import Any
 
 import torch
 
+from reward_services import ConfigInvalid
+from reward_services.config_file import load_config as load_services
+from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
-from trainer.memory import Memory, chosen_branches, memory_of, micro_batch, replayed_states
-from trainer.policy import Policy, check_model
+from trainer.memory import Memory, memory_of
+from trainer.policy import Policy
+from trainer.work import Work, sampled, work_of
 
 _REPEATS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one update of all ranks takes, where no score fails."""
-
-    evaluations_sampling: int
-    """Pictures times evaluations of the denoiser, growing branches."""
-    evaluations_learning: int
-    """The same replaying those that were chosen, policy and reference."""
-    images_scored: int
-    """Previews, each of which every reward scores."""
-    micro_batches: int
-    """Parts of an update that a rank samples; all but the last, and that before branches stop, are scored
-    while the next one is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +29,9 @@ class Need:
     replicas: int | None = None
     """So many, where what one does is known."""
     tail_s: float | None = None
-    """What an update waits for the scores of its last micro-batch, then."""
+    """What an update waits for the last scores, then: beside the other rewards whose replicas are known."""
+    served: int | None = None
+    """Replicas that rewards.services has of it at most; None where that cannot be read here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +43,19 @@ class Plan:
     sampling_s: float | None
     """Of an update, where the time of an evaluation is known."""
     rewards: Mapping[str, Need]
-    """By name, where the time of an evaluation is known."""
+    """By name, where the time of an evaluation is known and pictures are scored."""
+    device_bytes: int | None = None
+    """Memory of the GPU that is here, if one is."""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that is enough for a rank, with a tenth for kernels and fragments."""
+        return None if self.device_bytes is None else 1.1 * self.memory.peak <= self.device_bytes
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs; bytes, seconds."""
-        return {**asdict(self), "memory": {**asdict(self.memory), "peak": self.memory.peak}}
+        memory = {**asdict(self.memory), "peak": self.memory.peak}
+        return {**asdict(self), "memory": memory, "fits": self.fits}
 
 
 def plan(
@@ -83,43 +82,15 @@ def plan(
             raise ValueError(f"--images-per-second names {name!r}; the run's rewards are {known}")
         if rate <= 0:
             raise ValueError(f"--images-per-second {name} must be above 0")
-    work = work_of(config)
+    if seconds_per_evaluation is not None and seconds_per_evaluation <= 0:
+        raise ValueError("--seconds-per-evaluation must be above 0")
+    memory, work, here = memory_of(config), work_of(config), _device_bytes()
     if seconds_per_evaluation is None:
-        return Plan(memory_of(config), work, None, {})
-    sampling_s = work.evaluations_sampling / config.ranks.workers * seconds_per_evaluation
-    needed = work.images_scored / sampling_s
-    needs = {name: _need(needed, rates.get(name), work) for name in config.rewards.weights}
-    return Plan(memory_of(config), work, sampling_s, needs)
-
-
-def work_of(config: TrainConfig) -> Work:
-    """What one update takes; the counts are those of a run's metrics.
-
-    Raises:
-        ModelError: the model cannot be used.
-    """
-    prompts, branching, steps = config.branching.prompts_per_update, config.branching, config.path_steps
-    each = check_model(config.model).evaluations(config.sampling.guidance)
-    own_prompts = prompts if config.data is None else 0  # which have branches, not pictures that are given
-    stops, finished = config.stages[0], config.finished_branches
-    shared = branching.shared_steps
-    grown = shared + (stops - shared) * branching.branches + (steps - stops) * finished
-    early = sum(step < stops for step in config.preview_steps)
-    scored = early * branching.branches + (len(config.preview_steps) - early) * finished
-    states = chosen_branches(config, prompts) * replayed_states(config)
-    of_rank = prompts // config.ranks.workers
-    return Work(
-        evaluations_sampling=own_prompts * grown * each,
-        evaluations_learning=states * each * models_asked(config) * config.optimizer.steps_per_update,
-        images_scored=own_prompts * scored,
-        micro_batches=math.ceil(of_rank / branching.prompts_per_micro_batch) * len(config.stages),
-    )
-
-
-def models_asked(config: TrainConfig) -> int:
-    """At each replayed state: the policy, the reference where it counts, the policy that sampled."""
-    reference = config.is_paired or config.loss.kl_weight > 0
-    return 1 + reference + (config.method == "diffusion_nft")
+        return Plan(memory, work, None, {}, here)
+    stages = sampled(config, seconds_per_evaluation)
+    sampling_s = math.fsum(of_stage[-1].came_s for of_stage in stages)
+    needs = _needs(config, work.images_scored / sampling_s, rates, stages) if work.images_scored else {}
+    return Plan(memory, work, sampling_s, needs, here)
 
 
 def measured_seconds(config: TrainConfig, device: torch.device) -> float:
@@ -128,7 +99,7 @@ def measured_seconds(config: TrainConfig, device: torch.device) -> float:
     Loads the model. Raises ModelError where it cannot be used.
     """
     policy = Policy.load(config.model, device, trainable=False)
-    rows = torch.zeros(micro_batch(config) * config.branching.branches, dtype=torch.long)
+    rows = torch.zeros(config.prompts_at_a_time * config.branching.branches, dtype=torch.long)
     text, schedule = policy.encode(["a picture"]), policy.schedule(config.sampling.steps)
     latents = torch.randn(len(rows), *policy.latent_shape, device=device)
     taken = []
@@ -149,25 +120,60 @@ def as_table(config: TrainConfig, planned: Plan) -> str:
     lines = [f"Memory of each rank's device ({ranks} in all)"]
     lines += [f"  {name:34}{_size(size):>12}" for name, size in standing.items()]
     lines += [f"  while {name:28}{_size(size):>12}" for name, size in planned.memory.working.items()]
+    lines.append(f"  {'at most':34}{_size(planned.memory.peak):>12}   and a tenth for kernels and fragments")
+    if planned.device_bytes is not None:
+        verdict = "is enough" if planned.fits else "is not enough"
+        lines.append(f"  {'the GPU here':34}{_size(planned.device_bytes):>12}   {verdict}")
     lines += [
-        f"  {'at most':34}{_size(planned.memory.peak):>12}   and a tenth for kernels and fragments",
         "Each update",
         f"  {'denoiser evaluations, sampling':34}{work.evaluations_sampling:>12,}",
         f"  {'denoiser evaluations, learning':34}{work.evaluations_learning:>12,}",
         f"  {'images for each reward':34}{work.images_scored:>12,}   in {work.micro_batches} micro-batches",
+        f"  {'reward calls':34}{work.reward_calls:>12,}   of at most {config.rewards.batch_images} images",
     ]
+    if not work.images_scored:
+        return "\n".join([*lines, "Pictures are given: rewards score held-out pictures only"])
     if planned.sampling_s is None:
         return "\n".join([*lines, "Add --seconds-per-evaluation S, or --measure, for what rewards must do"])
     lines.append(f"  {'sampling':34}{planned.sampling_s:>10,.1f} s")
     lines.append("Rewards, so that sampling never waits for them")
-    return "\n".join([*lines, *(_line(name, need) for name, need in planned.rewards.items())])
+    lines += [_line(name, need) for name, need in planned.rewards.items()]
+    return "\n".join([*lines, *_advice(config, planned.rewards)])
 
 
-def _need(needed: float, rate: float | None, work: Work) -> Need:
-    if rate is None:
-        return Need(needed)
-    replicas = math.ceil(needed / rate)
-    return Need(needed, replicas, work.images_scored / work.micro_batches / (replicas * rate))
+def _needs(
+    config: TrainConfig, needed: float, rates: Mapping[str, float], stages: list[list[Previews]]
+) -> dict[str, Need]:
+    options, served = config.rewards, _served(config)
+    replicas = {name: Replicas(math.ceil(needed / rate), rate) for name, rate in rates.items()}
+    tails = dict.fromkeys(replicas, 0.0)
+    for sent in stages:
+        answered = answered_s(
+            sent, replicas, batch_images=options.batch_images, calls_at_once=options.calls_at_once
+        )
+        tails = {name: tail + answered[name] - sent[-1].came_s for name, tail in tails.items()}
+    return {
+        name: Need(
+            needed, replicas[name].count if name in replicas else None, tails.get(name), served.get(name)
+        )
+        for name in options.weights
+    }
+
+
+def _served(config: TrainConfig) -> dict[str, int]:
+    """Replicas that there may be of each reward, as far as that can be read here."""
+    try:
+        rewards = load_services(config.rewards.services).rewards if config.rewards.services else {}
+    except ConfigInvalid:  # the run will say so; the plan is good without
+        return {}
+    return {
+        name: reward.autoscaling.max_replicas if reward.autoscaling else reward.num_replicas
+        for name, reward in rewards.items()
+    }
+
+
+def _device_bytes() -> int | None:
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _line(name: str, need: Need) -> str:
@@ -175,7 +181,21 @@ def _line(name: str, need: Need) -> str:
     if need.replicas is None:
         return line
     noun = "replica" if need.replicas == 1 else "replicas"
-    return f"{line}: {need.replicas} {noun}, then {need.tail_s:,.1f} s for the last micro-batch"
+    served = "" if need.served is None or need.served >= need.replicas else f" ({need.served} served)"
+    return f"{line}: {need.replicas} {noun}{served}, then {need.tail_s:,.1f} s for the last scores"
+
+
+def _advice(config: TrainConfig, rewards: Mapping[str, Need]) -> list[str]:
+    """How to have all replicas at work, where calls are too few or too large for that."""
+    options, advice = config.rewards, []
+    most = max(need.replicas or 1 for need in rewards.values())
+    images = sampled(config, 0.0)[-1][-1].images
+    if options.calls_at_once < most:
+        advice.append(f"rewards.calls_at_once={options.calls_at_once} keeps no more busy: set it to {most}")
+    if math.ceil(images / options.batch_images) < min(most, images):
+        size = math.ceil(images / most)
+        advice.append(f"A call goes to one replica: rewards.batch_images={size} gives each of {most} a part")
+    return advice
 
 
 def _size(size: int) -> str:

@@ -27,13 +27,18 @@ def shard(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """
     mesh = init_device_mesh(device.type, (get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    blocks = set(getattr(network, "_no_split_modules", None) or ())
-    for module in reversed(list(network.modules())):  # the inner before the outer, the whole last
-        if type(module).__name__ in blocks or module is network:
-            block = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-            # Losses are divided by counts over all ranks: their gradients are summed, not averaged.
-            block.set_gradient_divide_factor(1.0)
-            block.set_force_sum_reduction_for_comms(True)
+    for module in blocks_of(network):
+        block = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # Losses are divided by counts over all ranks: their gradients are summed, not averaged.
+        block.set_gradient_divide_factor(1.0)
+        block.set_force_sum_reduction_for_comms(True)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """What comes together at a time, less the blocks within it; the inner before the outer."""
+    names = set(getattr(network, "_no_split_modules", None) or ())
+    modules = reversed(list(network.modules()))
+    return [module for module in modules if type(module).__name__ in names or module is network]
 
 
 @contextlib.contextmanager

@@ -4,60 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import torch
-from torch.nn import functional as F
 
 from tests.small_run import configured
-from trainer.memory import AsOnDevice, LiveMemory, Memory, memory_of
+from trainer.memory import Memory, memory_of
 from trainer.policy import Policy
 
 ROOT = Path(__file__).parents[2]
-MIB = 2**20
-
-
-def test_tensors_count_while_they_live() -> None:
-    standing = torch.zeros(MIB, dtype=torch.uint8)
-    with LiveMemory() as memory:
-        first = standing + 1
-        second = first * 2
-        view = second.view(-1, 2)[1:]
-        del first, second
-        assert memory.live == MIB  # the view keeps the whole of it
-        del view
-        standing.add_(1)
-    assert (memory.live, memory.peak) == (0, 2 * MIB)
-
-
-def test_what_the_backward_pass_needs_counts_until_then() -> None:
-    """x -> exp -> exp keeps both results for the backward pass; the gradient of x is left."""
-    x = torch.zeros(MIB, requires_grad=True)
-    with LiveMemory() as memory:
-        loss = x.exp().exp().sum()
-        assert memory.live == 2 * x.nbytes + loss.nbytes
-        loss.backward()
-        del loss
-    assert x.grad is not None
-    assert memory.live == x.nbytes
-
-
-def test_numbers_have_the_format_of_autocast() -> None:
-    x, weight = torch.zeros(2, 4, device="meta"), torch.zeros(3, 4, device="meta")
-    with AsOnDevice(torch.bfloat16):
-        low = F.linear(x, weight)
-        assert low.dtype == torch.bfloat16
-        assert F.layer_norm(low, (3,)).dtype == torch.float32
-    with AsOnDevice(torch.float32):
-        assert F.linear(x, weight).dtype == torch.float32
-
-
-def test_attention_keeps_no_matrix_of_tokens_by_tokens() -> None:
-    heads = torch.zeros(1, 1, 1024, 16, device="meta", requires_grad=True)
-    with AsOnDevice(torch.float32), LiveMemory() as memory:
-        F.scaled_dot_product_attention(query=heads, key=heads, value=heads)
-    assert memory.peak < 1024 * 1024 * 4 / 10
 
 
 def test_peak_is_what_stands_and_the_largest_phase() -> None:
@@ -115,6 +71,76 @@ def test_a_t5_that_is_left_out_takes_nothing(families: dict[str, Path], tmp_path
     assert planned[0]["text encoders"] - planned[1]["text encoders"] == sum(
         parameter.nbytes for parameter in t5.parameters()
     )
+
+
+def test_evaluations_are_counted(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """A batch of held-out pictures takes what as many branches take, in as many steps."""
+
+    def phases(*options: str) -> Mapping[str, int]:
+        return memory_of(configured(tmp_path, pipelines["epsilon"], *options)).working
+
+    usual = phases("evaluation.batch_size=null", "evaluation.draws=64")
+    assert usual["evaluating"] == max(usual["sampling"], usual["decoding"])
+    more = phases("evaluation.batch_size=12", "evaluation.draws=64")
+    assert more["evaluating"] == pytest.approx(2 * usual["evaluating"], rel=0.2)
+    assert phases("evaluation.batch_size=12", "evaluation.draws=6")["evaluating"] == usual["evaluating"]
+    assert "evaluating" not in phases("prompts.held_out=null")
+
+
+def test_given_pictures_are_compressed_and_not_grown(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    options = ["method=standard", "loss.states=null", "data.source=pictures", "prompts.held_out=null"]
+    working = memory_of(configured(tmp_path, pipelines["epsilon"], *options)).working
+    assert set(working) == {"encoding", "compressing", "learning, with gradients"}
+    assert all(size > 0 for size in working.values())
+
+
+def test_the_policy_that_sampled_is_kept_beside(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    options = ["method=diffusion_nft", "loss.states=null"]
+    standing = memory_of(configured(tmp_path, pipelines["epsilon"], *options)).standing
+    assert standing["weights that sampled"] == standing["trained weights"]
+
+
+def test_the_largest_share_of_the_prompts_counts(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Of 5 prompts two ranks sample 2 and 3, the latter at a time if they may."""
+    options = ["branching.prompts_per_micro_batch=4", "prompts.held_out=null"]
+    shared, alone = (
+        memory_of(
+            configured(
+                tmp_path,
+                pipelines["epsilon"],
+                *options,
+                f"branching.prompts_per_update={prompts}",
+                f"ranks.workers={workers}",
+            )
+        ).working["sampling"]
+        for prompts, workers in ((5, 2), (3, 1))
+    )
+    assert shared == alone
+
+
+def test_gradients_are_summed_in_one_message(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    memory = memory_of(configured(tmp_path, pipelines["epsilon"], "ranks.workers=2"))
+    assert memory.working["summing gradients"] == 2 * memory.standing["trained weights"]
+
+
+def test_one_rank_shares_nothing(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    alone, shared = (
+        memory_of(configured(tmp_path, pipelines["epsilon"], f"ranks.sharding={sharding}"))
+        for sharding in ("none", "full")
+    )
+    assert shared == alone
+
+
+def test_ranks_hold_their_parts_of_every_weight(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Three ranks: of 16 rows the first holds 6, as torch.chunk deals them."""
+    options = ["ranks.workers=3", "ranks.sharding=full", "model.dtype=bfloat16"]
+    config = configured(tmp_path, pipelines["epsilon"], *options)
+    memory, weights = memory_of(config), Policy.load(config.model).parameters
+    own = sum(weight.chunk(3)[0].numel() for weight in weights)
+    assert own > sum(weight.numel() for weight in weights) / 3
+    assert memory.standing["denoiser"] == 2 * own
+    assert memory.standing["trained weights"] == memory.standing["averaged weights"] == 4 * own
+    assert memory.standing["Adam's moments"] == 8 * own
 
 
 REAL_UPDATE = """

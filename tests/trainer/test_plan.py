@@ -1,15 +1,14 @@
-"""The plan's counts are those of a real run; what rewards must do follows from the time of sampling."""
+"""What a run needs is said before: what rewards must do follows from the time of sampling."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.small_run import CPU, configured, started
+from tests.small_run import CPU, configured
 from trainer.config import TrainConfig
-from trainer.loop import advance
-from trainer.metrics import MetricsLog
-from trainer.plan import as_table, measured_seconds, plan, work_of
+from trainer.plan import as_table, measured_seconds, plan
 
 
 @pytest.fixture
@@ -17,70 +16,79 @@ def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
     return configured(tmp_path, pipelines["epsilon"])
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["branching.start=1", "branching.previews=[1, -1]", "sampling.guidance=1.0"],
-        [
-            "sampling.steps=6",
-            "branching.start=1",
-            "branching.previews=[2, -1]",
-            "branching.stop={after: 2, keep: 2}",
-        ],
-        [
-            "method=sft_sharpening",
-            "loss.baseline=true",
-            "branching.previews=[0, -1]",
-            "branching.stop={after: 0, keep: 2}",
-        ],
-        ["method=sft_sharpening", "optimizer.steps_per_update=1"],
-        ["sampling.steps=6", "branching.start=1", "branching.end=4", "branching.previews=[1, 2, -1]"],
-        ["method=sft_sharpening", "loss.kl_weight=0.1", "loss.baseline=true"],
-        ["method=sft_sharpening", "selection.temperature=1e6", "loss.states_per_branch=9"],
-        ["loss.replayed_steps=[1, 2]", "branching.prompts_per_micro_batch=3"],
-        ["method=diffusion_dpo", "loss.states=null"],
-        ["method=d3po", "loss.states=null"],
-        ["method=ddpo", "loss.states=null", "optimizer.steps_per_update=2"],
-        ["method=grpo", "loss.states=null", "loss.kl_weight=0.1"],
-        ["method=diffusion_nft", "loss.states=null"],
-    ],
-    ids=" ".join,
-)
-def test_evaluations_and_images_are_those_of_a_real_update(
-    pipelines: dict[str, Path], tmp_path: Path, overrides: list[str]
-) -> None:
-    config = configured(tmp_path, pipelines["epsilon"], "prompts.held_out=null", *overrides)
-    run = started(config)
-    with MetricsLog(tmp_path / "log") as log:
-        advance(run, log)
-    work = work_of(config)
-    assert work.evaluations_sampling + work.evaluations_learning == run.costs.unet_evaluations
-    assert work.evaluations_learning == run.learner.unet_evaluations
-    assert work.images_scored == run.costs.images_scored
-    assert work.micro_batches == run.scoring.stats()["reward_calls"]
-
-
-def test_flux_takes_one_evaluation_at_any_guidance(families: dict[str, Path], tmp_path: Path) -> None:
-    for name, each in (("flux-dev", 1), ("sd3", 2)):
-        config = configured(tmp_path / name, families[name], "model.image_size=16", "sampling.guidance=4")
-        assert work_of(config).evaluations_sampling == 4 * 3 * 3 * each
-
-
 def test_replicas_are_as_many_as_keep_up_with_sampling(config: TrainConfig) -> None:
     """4 prompts x 3 branches x 3 steps x 2 for guidance = 72 evaluations of 0.1 s for 12 images: 1.667 a s.
 
-    Two replicas of 1 image/s do it; of the 2 micro-batches the last one's 6 images then take 3 s.
+    Two replicas of 1 image/s do it. Each of the 2 micro-batches is one call to one of them: the last one's 6
+    images take 6 s; in two calls of 3 they take 3 s after the 2.4 s that the first one's have left.
     """
     planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"jpeg": 1.0})
     assert planned.sampling_s == pytest.approx(7.2)
     need = planned.rewards["jpeg"]
     assert need.images_per_second == pytest.approx(12 / 7.2)
     assert need.replicas == 2
-    assert need.tail_s == pytest.approx(3.0)
+    assert need.tail_s == pytest.approx(6.0)
     text = as_table(config, planned)
-    assert "1.7 images/s: 2 replicas, then 3.0 s for the last micro-batch" in text
+    assert "1.7 images/s: 2 replicas, then 6.0 s for the last scores" in text
+    assert text.endswith("A call goes to one replica: rewards.batch_images=3 gives each of 2 a part")
     assert "while learning" in text
+    assert "reward calls                                 2   of at most 128 images" in text
+
+
+def test_calls_that_give_each_replica_a_part_end_sooner(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    config = configured(tmp_path, pipelines["epsilon"], "rewards.batch_images=3")
+    planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"jpeg": 1.0})
+    assert planned.rewards["jpeg"].tail_s == pytest.approx(3.0)
+    assert "rewards.batch_images" not in as_table(config, planned)
+
+
+def test_calls_at_once_bound_the_replicas_that_work(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Two calls of 3 one after the other, of both micro-batches: 3.6 + 4 * 3 - 7.2 s."""
+    options = ["rewards.batch_images=3", "rewards.calls_at_once=1"]
+    config = configured(tmp_path, pipelines["epsilon"], *options)
+    planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"jpeg": 1.0})
+    assert planned.rewards["jpeg"].tail_s == pytest.approx(8.4)
+    assert "rewards.calls_at_once=1 keeps no more busy: set it to 2" in as_table(config, planned)
+
+
+@pytest.mark.parametrize(
+    ("deployed", "served"),
+    [("num_replicas: 1", 1), ("autoscaling: {max_replicas: 3}", 3), ("num_replicas: none", None)],
+)
+def test_replicas_that_are_served_are_said(
+    pipelines: dict[str, Path], tmp_path: Path, deployed: str, served: int | None
+) -> None:
+    """Services that cannot be read leave it unknown."""
+    services = tmp_path / "rewards.yaml"
+    services.write_text(f"rewards: {{jpeg: {{scorer: jpeg, {deployed}}}}}", encoding="utf-8")
+    config = configured(tmp_path, pipelines["epsilon"], "rewards.url=null", f"rewards.services={services}")
+    planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"jpeg": 1.0})
+    assert planned.rewards["jpeg"].served == served
+    assert ("2 replicas (1 served), then" in as_table(config, planned)) == (served == 1)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1])
+def test_given_pictures_need_no_scores(
+    pipelines: dict[str, Path], tmp_path: Path, seconds: float | None
+) -> None:
+    options = ["method=standard", "loss.states=null", "data.source=pictures"]
+    config = configured(tmp_path, pipelines["epsilon"], *options)
+    planned = plan(config, seconds_per_evaluation=seconds, images_per_second={"jpeg": 1.0})
+    assert planned.rewards == {}
+    assert as_table(config, planned).endswith("Pictures are given: rewards score held-out pictures only")
+
+
+def test_the_gpu_that_is_here_is_enough_or_not(config: TrainConfig) -> None:
+    planned = plan(config)
+    here = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    assert planned.device_bytes == here
+    for margin, fits in ((1.11, True), (1.09, False)):
+        beside = replace(planned, device_bytes=int(margin * planned.memory.peak))
+        assert beside.fits == beside.as_json()["fits"] == fits
+        assert ("is not enough" in as_table(config, beside)) == (not fits)
+    elsewhere = replace(planned, device_bytes=None)
+    assert elsewhere.fits is None
+    assert "GPU" not in as_table(config, elsewhere)
 
 
 def test_ranks_share_the_sampling(config: TrainConfig) -> None:
@@ -89,6 +97,13 @@ def test_ranks_share_the_sampling(config: TrainConfig) -> None:
     assert planned.sampling_s == pytest.approx(3.6)
     assert planned.work.micro_batches == 1
     assert planned.rewards["jpeg"].replicas is None
+
+
+def test_sampling_takes_as_long_as_the_largest_share(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Of 5 prompts one rank has 3: 3 prompts x 3 branches x 3 steps x 2 for guidance, of 0.1 s."""
+    options = ["branching.prompts_per_update=5", "ranks.workers=2"]
+    config = configured(tmp_path, pipelines["epsilon"], *options)
+    assert plan(config, seconds_per_evaluation=0.1).sampling_s == pytest.approx(5.4)
 
 
 def test_without_a_time_nothing_is_said_of_rewards(config: TrainConfig) -> None:
@@ -107,6 +122,11 @@ def test_without_a_time_nothing_is_said_of_rewards(config: TrainConfig) -> None:
 def test_a_wrong_rate_is_refused(config: TrainConfig, rates: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(config, seconds_per_evaluation=0.1, images_per_second=rates)
+
+
+def test_an_evaluation_takes_time(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="--seconds-per-evaluation must be above 0"):
+        plan(config, seconds_per_evaluation=0.0)
 
 
 def test_an_evaluation_is_timed_in_a_micro_batch(config: TrainConfig) -> None:

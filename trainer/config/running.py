@@ -65,8 +65,8 @@ class EvaluationConfig(Section):
     """Updates between evaluations during training; 0 evaluates only before and after."""
     along: Whole = 0
     """Evaluations spread evenly over the run, by updates or by what is spent of the budget."""
-    batch_size: Count = 64
-    """Pictures drawn at a time."""
+    batch_size: Count | None = None
+    """Pictures a rank draws at a time; null draws as many as a micro-batch has branches."""
     features: str | None = None
     """CLIP folder or hub id whose image features measure diversity; null measures none."""
 

@@ -123,6 +123,12 @@ class RunSettings(Section):
         return max(2, most - most % 2) if self.is_paired else most
 
     @property
+    def prompts_at_a_time(self) -> int:
+        """Prompts of a micro-batch, on a rank that has most of them."""
+        share = -(-self.branching.prompts_per_update // self.ranks.workers)
+        return min(self.branching.prompts_per_micro_batch, share)
+
+    @property
     def replayed_steps(self) -> tuple[int, int]:
         """First step and the one after the last whose states may be replayed."""
         return self.loss.replayed_steps or (self.branching.start, self.path_steps)
