@@ -1,5 +1,6 @@
 """Planned memory: exact for weights, counted while tensors live, near what a real update is seen to take."""
 
+import gc
 import json
 import os
 import subprocess
@@ -8,10 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from diffusers import UNet2DConditionModel
 
-from tests.small_run import configured
+from tests.small_run import configured, in_two_ranks, started
+from tests.tiny import write_pipeline
+from trainer.config import TrainConfig
+from trainer.costs import forget_peak, recent_peak_bytes
+from trainer.loop import sample
 from trainer.memory import Memory, memory_of
 from trainer.policy import Policy
+from trainer.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -195,3 +202,49 @@ def test_learning_takes_what_was_planned(tmp_path: Path, checkpointing: str) -> 
     )
     taken = json.loads(seen.stdout.splitlines()[-1])["taken"]
     assert taken == pytest.approx(memory.working["learning, with gradients"], rel=0.15)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def taken(ranks: Ranks, config: TrainConfig, out: Path) -> None:
+    """Resident memory that a rank takes on when it has the whole denoiser, and learning."""
+    run = started(config, ranks)
+    lessons = [lesson for lesson, _ in sample(run)]
+    run.learner.learn(lessons)  # makes the moments
+    gc.collect()
+    before = resident()
+    with run.policy.sampling():
+        gathered = resident() - before
+    forget_peak()
+    run.learner.learn(lessons)
+    learning = recent_peak_bytes() - before
+    (out / f"{ranks.rank}.json").write_text(json.dumps([gathered, learning]), encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_that_share_weights_take_what_was_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 million weights and hardly an activation: what is gathered, parts of gradients, blocks under way.
+
+    The reference is not gathered to sample, and nobody has all gradients.
+    """
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, "65536")
+    model = write_pipeline(tmp_path / "model", "epsilon")
+    settings = UNet2DConditionModel.load_config(model / "unet")
+    UNet2DConditionModel.from_config({**settings, "block_out_channels": [64, 256]}).save_pretrained(
+        model / "unet"
+    )
+    options = ["ranks.workers=2", "ranks.sharding=full", "prompts.held_out=null", "sampling.guidance=1.0"]
+    options += ["branching.prompts_per_update=8", "branching.prompts_per_micro_batch=1"]
+    options += ["optimizer.steps_per_update=1", "loss.states_per_branch=1"]
+    config = configured(tmp_path, model, *options)
+    planned = memory_of(config).working
+    in_two_ranks(taken, config, tmp_path)
+    for rank in range(2):
+        gathered, learning = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+        assert gathered == pytest.approx(planned["encoding"], rel=0.1)
+        assert learning == pytest.approx(planned["learning, with gradients"], rel=0.15)
