@@ -55,8 +55,8 @@ def test_a_gamed_reward_stops_the_run_if_that_is_set(folder: Path, tmp_path: Pat
 
 
 def test_a_gamed_reward_raises_the_kl_weight_if_that_is_set(folder: Path, tmp_path: Path) -> None:
-    options = (*GAMED, "loss.kl_weight=0.5", "watch.on_gap=raise_kl", "watch.kl_factor=3")
+    options = (*GAMED, "updates=8", "loss.kl_weight=0.5", "watch.on_gap=raise_kl", "watch.kl_factor=3")
     config = configured(tmp_path, folder, *options)
     assert go(config)
-    saved = torch.load(config.run_folder / "checkpoints" / "update-000006" / "learner.pt", weights_only=True)
+    saved = torch.load(config.run_folder / "checkpoints" / "update-000008" / "learner.pt", weights_only=True)
     assert saved["kl_weight"] in (0.5 * 3, 0.5 * 9)

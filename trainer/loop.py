@@ -81,13 +81,17 @@ def train(run: Run) -> bool:
 
 
 def evaluate_along(run: Run, before: float, now: float) -> None:
-    """Evaluate where it is due after an update, which brought the run's progress from `before` to `now`."""
-    options = run.config.evaluation
+    """Evaluate where it is due after an update, which brought the run's progress from `before` to `now`.
+
+    Once, whatever it is due for; and not after the last update, which the evaluation `after` is of.
+    """
+    options, stretches = run.config.evaluation, run.config.evaluation.along + 1
+    point = int(now * stretches)
+    if now >= 1:
+        return
     if options.every_updates and run.update % options.every_updates == 0:
         heed(run, run.evaluate(f"update-{run.update:06d}"))
-    stretches = options.along + 1
-    point = int(now * stretches)
-    if int(before * stretches) < point < stretches:
+    elif int(before * stretches) < point:
         heed(run, run.evaluate(f"along-{point:02d}"))
 
 

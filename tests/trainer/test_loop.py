@@ -265,3 +265,11 @@ def test_a_run_ends_when_its_budget_is_spent(folder: Path, tmp_path: Path, limit
         assert after.spent["images_scored"] == 24
         # Half of the budget was spent before the second update, and its learning rate fell with it.
         assert picked(config)[1]["lr"] < 0.6 * picked(config)[0]["lr"]
+
+
+def test_the_same_weights_are_evaluated_once(folder: Path, tmp_path: Path) -> None:
+    options = ("updates=4", "evaluation.every_updates=2", "evaluation.along=1")
+    config = configured(tmp_path, folder, *options)
+    assert go(config)
+    made = {path.stem for path in (config.run_folder / "evaluations").iterdir()}
+    assert made == {"before", "update-000002", "after"}
