@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+CORRECT_FROM = 0.5
+"""The judge's score from which on a picture counts as correct."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
@@ -38,7 +41,7 @@ class EvaluationResult:
     prompts: tuple[str, ...]
     categories: tuple[str, ...]
     correct: tuple[bool | None, ...]
-    """The judge's verdict; None where the judge failed."""
+    """The judge's verdict, a score of `CORRECT_FROM` or more; None where the judge failed."""
     scores: Mapping[str, tuple[float | None, ...]]
     """Scores by reward; None where the reward failed."""
     diversity: float | None
@@ -49,6 +52,11 @@ class EvaluationResult:
     """What is told of pictures without a model, by statistic: see `trainer.statistics`."""
     spent: Mapping[str, float] = field(default_factory=dict)
     """What training had spent by then: training_s, unet_evaluations, images_scored."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge gave any verdict."""
+        return any(verdict is not None for verdict in self.correct)
 
     @property
     def accuracy(self) -> float:
@@ -66,6 +74,22 @@ class EvaluationResult:
         present = {name: [s for s in scores if s is not None] for name, scores in self.scores.items()}
         return {name: math.fsum(scores) / len(scores) for name, scores in present.items() if scores}
 
+    def reward(self, weights: Mapping[str, float]) -> float:
+        """The training reward: the weighted sum of mean scores, each of which there must be."""
+        means = self.mean_scores
+        return math.fsum(weight * means[name] for name, weight in weights.items())
+
+    def scalars(self) -> dict[str, float]:
+        """The figures as trackers and curves have them, under held_out/; the unmeasured is left out."""
+        figures = {
+            "accuracy": self.accuracy if self.is_judged else None,
+            "diversity": self.diversity,
+            "diversity_of_correct": self.diversity_of_correct,
+            **{f"score/{name}": mean for name, mean in self.mean_scores.items()},
+            **{name: math.fsum(values) / len(values) for name, values in self.statistics.items()},
+        }
+        return {f"held_out/{name}": value for name, value in figures.items() if value is not None}
+
     def headline(self) -> dict[str, Any]:
         """The figures without the pictures, as JSON can hold them."""
         return {
@@ -73,7 +97,7 @@ class EvaluationResult:
             "guidance": self.guidance,
             "pictures": len(self.correct),
             "judge_failures": self.correct.count(None),
-            "accuracy": self.accuracy if any(verdict is not None for verdict in self.correct) else None,
+            "accuracy": self.accuracy if self.is_judged else None,
             "accuracy_by_category": self.accuracy_by_category,
             "scores": self.mean_scores,
             "diversity": self.diversity,

@@ -10,7 +10,7 @@ from reward_services import RewardError, Score
 from trainer.branches import Diverged, grow, step_noise
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.data.prompts import read_prompts
-from trainer.evaluation import EvaluationResult, diversity
+from trainer.evaluation import CORRECT_FROM, EvaluationResult, diversity
 from trainer.features import ImageFeatures
 from trainer.policy import Policy
 from trainer.ranks import Ranks
@@ -94,7 +94,7 @@ class HeldOut:
     ) -> Evaluated:
         values = {name: tuple(score.value for score in of_reward) for name, of_reward in scores.items()}
         verdicts = values.get(self._config.rewards.judge or "", (None,) * len(pictures))
-        correct = tuple(None if verdict is None else verdict >= 0.5 for verdict in verdicts)
+        correct = tuple(None if verdict is None else verdict >= CORRECT_FROM for verdict in verdicts)
         features = None if self._features is None else self._features(list(pictures))
         result = EvaluationResult(
             update=update,

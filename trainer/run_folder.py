@@ -2,7 +2,7 @@
 
 config.yaml metrics.jsonl tensorboard/ checkpoints/ summary.json report.html
 pipeline/ or lora/     the sharpened model, as diffusers saves it
-evaluations/           before.json, after.json: every verdict
+evaluations/           before.json, update-NNNNNN.json, along-NN.json, after.json: every verdict and score
 revisions.json         of the rewards, where the run is pinned to them
 report/                pictures of the report
 """
@@ -95,6 +95,11 @@ class RunFolder:
             for key in ("scores", "statistics")
         }
         return EvaluationResult(**{**saved, **lists, **tables})
+
+    def evaluations(self) -> list[EvaluationResult]:
+        """All that were made, from the untrained model on."""
+        names = sorted(path.stem for path in (self.path / "evaluations").glob("*.json"))
+        return sorted(map(self.load_evaluation, names), key=lambda result: result.update)
 
     def save_grid(self, before: EvaluationResult, after: EvaluationResult) -> None:
         """List the same-seed pictures before and after for the report."""

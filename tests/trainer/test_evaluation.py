@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,24 @@ def test_accuracy_counts_what_was_judged() -> None:
     assert accuracy([True, None, False, True, True]) == 0.75
     with pytest.raises(ValueError, match="no picture was judged"):
         accuracy([None])
+
+
+def test_scalars_are_what_was_measured() -> None:
+    """A mean leaves out what failed; without a judge or features there is no accuracy or diversity."""
+    result = EvaluationResult(
+        update=4,
+        guidance=1.0,
+        prompts=("a", "b"),
+        categories=("", ""),
+        correct=(True, None),
+        scores={"jpeg": (1.0, 2.0), "shadow": (3.0, None)},
+        diversity=0.5,
+        statistics={"dark_share": (0.25, 0.75)},
+    )
+    scores = {"held_out/score/jpeg": 1.5, "held_out/score/shadow": 3.0, "held_out/dark_share": 0.5}
+    assert result.scalars() == {"held_out/accuracy": 1.0, "held_out/diversity": 0.5, **scores}
+    assert replace(result, correct=(None, None), diversity=None).scalars() == scores
+    assert result.reward({"jpeg": 2.0, "shadow": -1.0}) == 0.0
 
 
 def test_accuracy_by_category() -> None:

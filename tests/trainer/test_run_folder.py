@@ -66,6 +66,14 @@ def test_an_evaluation_comes_back(run: Run) -> None:
     assert run.folder.load_evaluation("before") == evaluated.result
 
 
+def test_evaluations_come_in_the_order_of_updates(run: Run) -> None:
+    assert run.folder.evaluations() == []
+    assert run.held_out is not None
+    for name, update in (("after", 12), ("before", 0), ("update-000004", 4), ("along-01", 6)):
+        run.folder.save_evaluation(name, run.held_out.evaluate(run.policy, update))
+    assert [result.update for result in run.folder.evaluations()] == [0, 4, 6, 12]
+
+
 def test_the_grid_pairs_pictures_of_different_prompts(run: Run) -> None:
     assert run.held_out is not None
     before = run.held_out.evaluate(run.policy, 0)

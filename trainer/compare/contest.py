@@ -18,6 +18,7 @@ from trainer import driver
 from trainer.config import TrainConfig
 from trainer.config.comparison import CompareConfig, SearchConfig
 from trainer.data.prompts import read_prompts
+from trainer.evaluation import CORRECT_FROM
 from trainer.finished import open_policy
 from trainer.records import Prompt
 from trainer.run_folder import RunFolder
@@ -143,7 +144,7 @@ def _accuracy(
     if judge is None:
         return None
     scores = scoring.submit(np.stack([one.picture for one in found]), prompts, [judge])()[judge]
-    verdicts = [score.value >= 0.5 for score in scores if score.value is not None]
+    verdicts = [score.value >= CORRECT_FROM for score in scores if score.value is not None]
     return sum(verdicts) / len(verdicts) if verdicts else None
 
 

@@ -72,9 +72,7 @@ def points_of(folder: Path) -> list[Point]:
     """The evaluations of a finished run, from the untrained model on."""
     run = RunFolder(folder)
     weights = load_config(run.config_path).rewards.weights
-    names = sorted(path.stem for path in (folder / "evaluations").glob("*.json"))
-    results = [run.load_evaluation(name) for name in names]
-    return [_point(result, weights) for result in sorted(results, key=lambda result: result.update)]
+    return [_point(result, weights) for result in run.evaluations()]
 
 
 def within(points: Sequence[Point], axis: str, limit: float) -> Point:
@@ -163,12 +161,10 @@ def _finished(comparison: CompareConfig, name: str, file: str) -> list[Path]:
 
 
 def _point(result: EvaluationResult, weights: Mapping[str, float]) -> Point:
-    means = result.mean_scores
-    judged = any(verdict is not None for verdict in result.correct)
     return Point(
         spent=result.spent,
-        accuracy=result.accuracy if judged else None,
-        reward=sum(weight * means[name] for name, weight in weights.items()),
+        accuracy=result.accuracy if result.is_judged else None,
+        reward=result.reward(weights),
         diversity=result.diversity,
     )
 

@@ -18,7 +18,8 @@ class RewardsConfig(Section):
     weights: dict[str, float] = Field(min_length=1)
     """Weight of each training reward in the score of a preview."""
     judge: str | None = None
-    """Reward that judges held-out pictures before and after, and is never trained on."""
+    """Reward that judges held-out pictures before and after, and is never trained on: a picture is correct
+    (verified) where its score is 0.5 or more. Rewards of another scale are for shadows."""
     shadows: tuple[str, ...] = ()
     """More rewards for held-out pictures only: where they fall behind, the training reward is gamed."""
     deadline_s: Positive = 60.0
