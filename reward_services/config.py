@@ -104,6 +104,11 @@ class _Deployed(_Section):
     health_check_period_s: PositiveFloat = 10.0
     health_check_timeout_s: PositiveFloat = 60.0
 
+    @property
+    def most_replicas(self) -> int:
+        """That there may be at a time."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
 
 class _Scored(_Deployed, Generic[Name, Options]):
     scorer: Name
@@ -219,10 +224,12 @@ class ServicesConfig(_Section):
     @property
     def gpus(self) -> float:
         """Of all replicas that there may be at a time."""
-        return sum(
-            reward.num_gpus * (reward.autoscaling.max_replicas if reward.autoscaling else reward.num_replicas)
-            for reward in self.rewards.values()
-        )
+        return sum(reward.num_gpus * reward.most_replicas for reward in self.rewards.values())
+
+    @property
+    def cpus(self) -> float:
+        """Cores of the same replicas."""
+        return sum(reward.num_cpus * reward.most_replicas for reward in self.rewards.values())
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -10,7 +10,6 @@ ceiling is a product of large bfloat16 matrices on the same card. Rewards score 
 
 import argparse
 import contextlib
-import copy
 import gc
 import itertools
 import json
@@ -104,11 +103,11 @@ def measure(arguments: argparse.Namespace, *, lora: bool, size: int, ceiling: fl
         teraflop = operations(run) / 1e12
         first_s = updated(run)  # it chooses kernels
         print(f"first update {first_s:.1f} s, {teraflop:.0f} Tflop", flush=True)
-        before = copy.copy(run.costs)
+        before = run.spent()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = statistics.median([updated(run) for _ in range(arguments.updates)])
-        spent = run.costs.since(before)
+        spent = run.spent().since(before)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
         return Measured(
             seconds,

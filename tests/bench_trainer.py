@@ -14,7 +14,6 @@ It needs no Ray.
 
 import argparse
 import contextlib
-import copy
 import itertools
 import json
 import statistics
@@ -104,10 +103,10 @@ class Contest:
 
     def ours(self) -> float:
         """Prompts a second of an update of the trainer."""
-        before = copy.copy(self._run.costs)
+        before = self._run.spent()
         with MetricsLog(self._run.folder.path, resumed_update=self._run.update) as log:
             seconds = timed(lambda: advance(self._run, log))
-        spent = self._run.costs.since(before)
+        spent = self._run.spent().since(before)
         self.shares = {"stall": spent.stall_fraction, "decoding": spent.decoding_s / seconds}
         return self._run.config.branching.prompts_per_update / seconds
 

@@ -25,6 +25,8 @@ _scorers: dict[str, Scorer[Any, Any]] = {}
 class RewardsBeside:
     """`Scoring` by the embedded world's rewards in another process; a batch takes `latency_ms` longer."""
 
+    devices = None
+
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._process = ProcessPoolExecutor(1, context, initializer=_load_rewards)

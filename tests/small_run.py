@@ -17,6 +17,7 @@ from reward_services.scorers import SCORERS
 from tests.ports import free_port
 from trainer.checkpoint import latest_checkpoint
 from trainer.config import ModelConfig, TrainConfig, load_config
+from trainer.costs import Devices
 from trainer.metrics import read_metrics
 from trainer.policy import Policy
 from trainer.ranks import Ranks
@@ -41,6 +42,8 @@ class ScoringHere:
     `jpeg` is a reward, `large` (incompressible) a judge that says yes to all of them, `verifier` refuses
     the 16 x 16 pictures of the tiny pipeline: a reward that really fails.
     """
+
+    devices: Devices | None = None
 
     def __init__(self) -> None:
         self._scorers = {

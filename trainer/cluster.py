@@ -41,6 +41,7 @@ from reward_services.instruments import Instruments
 from trainer import loop
 from trainer.config import TrainConfig
 from trainer.coordinator import Pace
+from trainer.costs import Devices
 from trainer.driver import RunFailed, absolute_paths
 from trainer.observed import STALL, ObservedCoordinator
 from trainer.preflight import check_reachable, check_room
@@ -59,8 +60,8 @@ class CoordinatorScoring:
     """Handle of the actor."""
     record: Instruments = field(default_factory=Instruments)
     seen: Revisions = field(default_factory=Revisions)
-    reward_gpus: float | None = None
-    """That the run's own reward services may use at most; None where they run elsewhere."""
+    devices: Devices | None = None
+    """Of all replicas that the run's own reward services may have; None where they run elsewhere."""
 
     def submit(
         self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
@@ -79,8 +80,8 @@ class CoordinatorScoring:
 
     def stats(self) -> Mapping[str, float]:
         """The coordinator's counters."""
-        counters: dict[str, float] = _get(self.coordinator.stats.remote())
-        return counters if self.reward_gpus is None else {**counters, "reward_gpus": self.reward_gpus}
+        counters: Mapping[str, float] = _get(self.coordinator.stats.remote())
+        return counters
 
     def revisions(self) -> Mapping[str, str]:
         """The revision of each reward that this rank's newest score is of."""
@@ -137,7 +138,8 @@ def scoring_on_ray(
             sys.stderr.write(f"{note}\n")
         if services is not None:
             deploy(services, timeout_s=config.rewards.ready_timeout_s)
-        yield replace(start_coordinator(config), reward_gpus=services.gpus if services else None)
+        devices = Devices(services.gpus, services.cpus) if services else None
+        yield replace(start_coordinator(config), devices=devices)
     finally:
         ray.shutdown()
 

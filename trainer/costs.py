@@ -1,4 +1,4 @@
-"""What a run spends: time by phase, evaluations, reward calls, memory."""
+"""What a run spends: time by phase, evaluations, reward calls, memory; and on how many devices."""
 
 import contextlib
 import resource
@@ -35,6 +35,8 @@ class Costs:
     """Pictures times evaluations of the UNet in training, with and without gradients."""
     images_scored: int = 0
     """Previews sent to be scored in training."""
+    images_given: int = 0
+    """Given pictures that updates learned from, both of a pair."""
     reward_calls: int = 0
     """Batches sent to a reward, those of evaluations included."""
     cache_hits: int = 0
@@ -43,6 +45,8 @@ class Costs:
     """Most memory of the device of a rank, or of its process where that is the CPU, while sampling."""
     learning_peak_bytes: int = 0
     """The same while learning."""
+    evaluation_peak_bytes: int = 0
+    """The same while evaluating."""
 
     @contextlib.contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
@@ -65,6 +69,11 @@ class Costs:
     def stall_fraction(self) -> float:
         """Share of the updates' time that was spent waiting for scores."""
         return self.reward_stall_s / self.training_s if self.training_s else 0.0
+
+    @property
+    def images(self) -> int:
+        """What updates were made of: previews that were scored, or pictures that were given."""
+        return self.images_scored + self.images_given
 
     def __add__(self, more: "Costs") -> "Costs":
         """Of two stretches of a run, together."""
@@ -89,6 +98,55 @@ class Costs:
             spent = _together(field.name, [getattr(cost, field.name) for cost in costs])
             setattr(total, field.name, spent / len(costs) if field.name.endswith("_s") else spent)
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What processes reserve to compute on; half a GPU is half a device."""
+
+    gpus: float = 0.0
+    cpus: float = 0.0
+    """CPU cores."""
+
+    @property
+    def kind(self) -> Literal["GPU", "CPU core"]:
+        """GPUs are the devices where one is reserved: the cores beside them feed them. Else cores are."""
+        return "GPU" if self.gpus else "CPU core"
+
+    @property
+    def count(self) -> float:
+        """How many of that kind."""
+        return self.gpus or self.cpus
+
+    def __add__(self, more: "Devices") -> "Devices":
+        """Of both together."""
+        return Devices(self.gpus + more.gpus, self.cpus + more.cpus)
+
+    def __mul__(self, processes: float) -> "Devices":
+        """Of so many processes alike."""
+        return Devices(processes * self.gpus, processes * self.cpus)
+
+
+def panel(spent: Costs, devices: Devices) -> dict[str, float]:
+    """The cost panel of an update or a run.
+
+    Args:
+        spent: by all ranks, as `Costs.of_ranks` has it.
+        devices: of ranks and rewards together, so that waiting less by more devices is no gain.
+
+    Returns:
+        The costs, `stall_fraction`, and `images_per_second` of training with the same `_per_device`: of
+        previews scored, or of given pictures learned. What has no image has no speed; costs of given pictures
+        and of evaluations are left out where there were none.
+    """
+    figures = {**asdict(spent), "stall_fraction": spent.stall_fraction}
+    for name in ("images_given", "evaluation_s", "evaluation_peak_bytes"):
+        if not figures[name]:
+            del figures[name]
+    if spent.images and spent.training_s:
+        speed = spent.images / spent.training_s
+        figures |= {"images_per_second": speed, "images_per_second_per_device": speed / devices.count}
+    return figures
 
 
 def budgeted(costs: Costs) -> dict[str, float]:

@@ -10,7 +10,6 @@ function on its share of the prompts. Ranks meet where gradients are summed, whe
 they cannot go on, and in evaluations.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -121,13 +120,12 @@ def advance(run: Run, log: MetricsLog, progress: float = 0.0) -> None:
     Raises:
         Halted: too many scores failed, or the model diverged.
     """
-    before = copy.copy(run.costs)
     lessons = sample(run)
     with run.costs.timed("learning_s"):
         learned = run.learner.learn([lesson for lesson, _ in lessons], progress)
     run.costs.unet_evaluations += run.learner.unet_evaluations
     run.update += 1
-    log.record(run.update, {**run.describe(lessons, before), **learned}, run.scoring.revisions())
+    log.record(run.update, {**run.account(lessons), **learned}, run.scoring.revisions())
     if run.ranks.is_main and lessons[0][1] and run.update in (1, run.config.updates):
         run.folder.save_trees(run.update, *lessons[0])
 

@@ -71,7 +71,7 @@ class MetricsLog:
 
 
 class ProgressBar:
-    """Updates done, time left, reward, last verified accuracy, and the share of time lost to scoring."""
+    """Updates done, time left, reward, last verified accuracy, time lost to scoring, speed and memory."""
 
     def __init__(self, updates: int, *, resumed_update: int = 0, stream: TextIO | None = None) -> None:
         stream = stream or sys.stderr
@@ -83,7 +83,7 @@ class ProgressBar:
         self._shown: dict[str, str] = {}
 
     def show(self, update: int, scalars: Mapping[str, float]) -> None:
-        """Move to `update`; of the scalars reward, accuracy, stall and speed are shown when there."""
+        """Move to `update`; what is there of reward, accuracy, stall, speed and peak memory, is shown."""
         if "reward" in scalars:
             self._shown["reward"] = f"{scalars['reward']:.3f}"
         if "accuracy" in scalars:
@@ -92,6 +92,9 @@ class ProgressBar:
             self._shown["stall"] = f"{scalars['stall_fraction']:.0%}"
         if "images_per_second" in scalars:
             self._shown["img/s"] = f"{scalars['images_per_second']:.3g}"
+        peaks = [value for name, value in scalars.items() if name.endswith("_peak_bytes")]
+        if peaks:
+            self._shown["peak"] = f"{max(peaks) / 2**30:.3g}G"
         if update < self._bar.n:  # ranks that died go on from a checkpoint
             self._bar.initial = 0
             self._bar.reset()

@@ -1,6 +1,6 @@
 """report.html: one self-contained page of what a run did to its model, drawn from the run folder.
 
-Reads `summary.json`, `metrics.jsonl`, `config.yaml` and, in `report/`:
+Reads `summary.json`, `metrics.jsonl`, `evaluations/`, `config.yaml` and, in `report/`:
   pictures.json   [{"prompt", "category", "before", "after", "correct_before", "correct_after"}]
   branches.json   [{"prompt", "update", "branches": [{"return", "weight", "role"?, "previews": [...]}]}]
                   with a preview being {"step", "image", "scores": {reward: score}}
@@ -16,34 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from trainer.charts import Series, line_chart, running_mean
+from trainer.cost_panel import costs, device_note, times
+from trainer.curves import of_evaluations, panels, remaining_panels, window_of
 from trainer.metrics import FILE_NAME, REVISIONS, read_metrics
+from trainer.run_folder import RunFolder
 
 _LARGEST_SIDE = 256
 """Pixels; larger pictures are shrunk, so that a page of SDXL pictures can still be mailed."""
 _SMALL_SIDE = 128
 """Pixels up to which a picture is shown as the pixels it has."""
-
-_TIMES = {
-    "sampling_s": "sampling",
-    "decoding_s": "decoding previews",
-    "reward_stall_s": "waiting for rewards",
-    "learning_s": "learning",
-    "evaluation_s": "evaluation",
-}
-_PANELS = (
-    (
-        "Reward",
-        False,
-        (("reward", "mean of the branches", 1), ("reward_best", "best", 2), ("reward_worst", "worst", 3)),
-    ),
-    ("Verified accuracy", True, (("accuracy", "held-out pictures", 2),)),
-    ("Reward stall", True, (("stall_fraction", "share of the update", 3),)),
-    ("Loss", False, (("loss", "loss", 1),)),
-)
 
 
 class ReportError(RuntimeError):
@@ -56,6 +39,7 @@ def write_report(run_folder: Path) -> Path:
     if not isinstance(summary, dict):
         raise ReportError(f"{run_folder / 'summary.json'} is missing or no summary; finish the run first")
     metrics = read_metrics(run_folder / FILE_NAME)
+    records = [*metrics, *_held_out(run_folder)]
     config = run_folder / "config.yaml"
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -70,15 +54,16 @@ def write_report(run_folder: Path) -> Path:
         headline=headline(summary),
         categories=summary.get("accuracy_by_category", {}),
         watch=summary.get("watch"),
-        panels=panels(metrics),
+        panels=panels(records),
         window=window_of(len(metrics)),
-        more_panels=remaining_panels(metrics),
+        more_panels=remaining_panels(records),
         pictures=_read_json(run_folder / "report" / "pictures.json") or [],
         trees=[with_roles(tree) for tree in _read_json(run_folder / "report" / "branches.json") or []],
         image=_embedder(run_folder / "report"),
         revisions=revisions(metrics),
         times=times(summary),
-        costs=costs(summary),
+        costs=costs(summary, metrics),
+        device_note=device_note(summary),
         config=config.read_text(encoding="utf-8") if config.exists() else None,
     )
     path = run_folder / "report.html"
@@ -131,26 +116,6 @@ def subtitle(summary: Mapping[str, Any]) -> str:
     return " · ".join(filter(None, parts))
 
 
-def panels(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """The charts that every run has, as (title, SVG); those without a value are left out."""
-    drawn = []
-    for title, percent, lines in _PANELS:
-        series = [
-            line for key, label, colour in lines for line in _series(metrics, key, label, colour=colour)
-        ]
-        if series:
-            drawn.append((title, line_chart(series, name=title, percent=percent)))
-    return drawn
-
-
-def remaining_panels(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """A chart of every other scalar in the metrics, in the order of first appearance."""
-    shown = {"update", REVISIONS, *(key for _, _, lines in _PANELS for key, _, _ in lines)}
-    names = dict.fromkeys(key for record in metrics for key in record if key not in shown)
-    charts = ((name, _series(metrics, name, name, colour=1)) for name in names)
-    return [(name, line_chart(series, name=name)) for name, series in charts if series]
-
-
 def revisions(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
     """Which rewards the run learned from, as (reward, revision, first update scored by it), in that order."""
     newest: dict[str, str] = {}
@@ -179,60 +144,6 @@ def with_roles(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "branches": [{**branch, "role": role(branch)} for branch in branches]}
 
 
-def times(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Where the wall-clock time went, as (what, seconds), the rest last; empty when it was not measured."""
-    measured = [(label, float(summary[key])) for key, label in _TIMES.items() if key in summary]
-    rest = float(summary.get("wall_s", 0)) - sum(seconds for _, seconds in measured)
-    return [*measured, ("everything else", rest)] if measured and rest > 0 else measured
-
-
-def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the run used, as (what, how much)."""
-    counts = (
-        ("unet_evaluations", "UNet evaluations"),
-        ("reward_calls", "reward calls"),
-        ("images_scored", "images scored"),
-        ("cache_hits", "scores that were known already"),
-        ("rows_left_out", "rows of the data left out"),
-    )
-    rows = [(label, f"{summary[key]:,}".replace(",", "\u202f")) for key, label in counts if key in summary]
-    if summary.get("wall_s") and "images_scored" in summary:
-        rows.append(("images scored per second", f"{summary['images_scored'] / summary['wall_s']:.1f}"))
-    if "stall_fraction" in summary:
-        rows.append(("time waiting for rewards", f"{100 * summary['stall_fraction']:.1f} %"))
-    if "images_per_second_per_gpu" in summary:
-        rows.append(("the same per GPU, rewards' counted", f"{summary['images_per_second_per_gpu']:.2f}"))
-    for key, label in (
-        ("peak_memory_bytes", "peak memory of all ranks"),
-        ("sampling_peak_bytes", "a rank's peak while sampling"),
-        ("learning_peak_bytes", "a rank's peak while learning"),
-    ):
-        if key in summary:
-            rows.append((label, f"{summary[key] / 2**30:.2f} GiB"))
-    return rows
-
-
-def _series(metrics: Sequence[Mapping[str, Any]], key: str, label: str, *, colour: int) -> list[Series]:
-    """The key's values, faint behind their running mean when there are many."""
-    points = [
-        (float(record["update"]), float(record[key])) for record in metrics if record.get(key) is not None
-    ]
-    window = window_of(len(points))
-    if not points:
-        return []
-    if window == 1:
-        return [Series(label, points, colour)]
-    return [
-        Series("", points, colour, faint=True),
-        Series(label, running_mean(points, window=window), colour),
-    ]
-
-
-def window_of(count: int) -> int:
-    """Updates in a running mean over `count` of them; 1 where there is nothing to smooth."""
-    return count // 15 if count > 30 else 1
-
-
 def _embedder(folder: Path) -> Callable[[str], dict[str, Any]]:
     """A function from a picture's name to what an <img> needs: its data, and whether to show its pixels."""
 
@@ -253,6 +164,16 @@ def _embedder(folder: Path) -> Callable[[str], dict[str, Any]]:
         return {"src": f"data:image/{kind};base64,{data}", "pixelated": small}
 
     return embed
+
+
+def _held_out(run_folder: Path) -> list[dict[str, Any]]:
+    """The records of its evaluations."""
+    try:
+        return of_evaluations(RunFolder(run_folder).evaluations())
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(
+            f"{run_folder / 'evaluations'} holds a file that is no evaluation ({error}); delete it"
+        ) from None
 
 
 def _read_json(path: Path) -> Any:

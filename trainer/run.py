@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
-from trainer.costs import Costs, budgeted
+from trainer.costs import Costs, Devices, budgeted, panel
 from trainer.data.prompts import PromptStream, read_prompts
 from trainer.evaluation import EvaluationResult
 from trainer.given import GivenStream, open_stream
@@ -48,9 +48,9 @@ class Run:
     accuracy: float | None = None
     """Of the newest evaluation."""
     costs: Costs = field(default_factory=Costs)
-    """Of this rank, since its process began."""
+    """Of this rank, since its newest update was accounted for."""
     earlier: Costs = field(default_factory=Costs)
-    """Of all ranks, up to the checkpoint from which the run went on."""
+    """Of all ranks, up to there."""
     left_out: frozenset[int] = frozenset()
     """Rows of the data that were left out, whichever rank met them, up to the newest update."""
     calls_counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
@@ -77,6 +77,8 @@ class Run:
         if self.ranks.is_main:
             self.folder.save_evaluation(name, evaluated)
         if self.trackers:
+            reward = evaluated.result.reward(self.config.rewards.weights)
+            self.trackers.record(self.update, {"held_out/reward": reward, **evaluated.result.scalars()})
             of_prompts = slice(None, None, self.config.evaluation.pictures_per_prompt)
             shown = list(zip(evaluated.result.prompts, evaluated.pictures))[of_prompts][:_SHOWN]
             self.trackers.show(self.update, shown)
@@ -114,35 +116,30 @@ class Run:
         saved = Checkpoint(self.update, tensors, state)
         save_checkpoint(self.folder.path, saved, keep=self.config.checkpoint.keep, ranks=self.ranks)
 
-    def describe(
-        self, lessons: Sequence[tuple[Lesson, dict[str, Tensor]]], before: Costs
-    ) -> dict[str, float]:
-        """The scalars of one update: means over all ranks, times of this one."""
-        spent = self.costs.since(before)
-        selections = [lesson.selection for lesson, _ in lessons]
-        returns_PK = torch.cat([selection.returns_PK for selection in selections])
-        values = {
-            "reward": returns_PK,
-            "reward_best": returns_PK.nan_to_num(-torch.inf).amax(1),
-            "reward_worst": returns_PK.nan_to_num(torch.inf).amin(1),
-            "effective_sample_size": torch.cat(
-                [selection.effective_sample_size_P for selection in selections]
-            ),
-            "prompts_dropped": torch.cat([~selection.valid_P for selection in selections]),
-        }
-        for name in lessons[0][1]:
-            values[f"score/{name}"] = torch.cat([scores[name] for _, scores in lessons])
+    @property
+    def devices(self) -> Devices:
+        """What ranks and rewards reserve; of the ranks alone where rewards run elsewhere."""
+        options = self.config.ranks
+        of_rank = Devices(options.gpus_per_worker, options.cpus_per_worker)
+        return of_rank * self.ranks.world_size + (self.scoring.devices or Devices())
+
+    def account(self, lessons: Sequence[tuple[Lesson, dict[str, Tensor]]]) -> dict[str, float]:
+        """The scalars of an update that was made, and the cost panel since the one before. All ranks call it.
+
+        Scalars are means over all ranks' values. An evaluation before an update counts among its costs.
+        """
+        if not isinstance(self.stream, PromptStream):
+            self.costs.images_given += sum(lesson.selection.weights_PK.numel() for lesson, _ in lessons)
+        if self.ranks.is_main:
+            self._count_calls()
+        gathered = self.ranks.gather((_totals(lessons), self.costs, self.stream.left_out))
+        spent = Costs.of_ranks([of_rank for _, of_rank, _ in gathered])
+        self.earlier, self.costs = self.earlier + spent, Costs()
+        self.left_out = self.left_out.union(*(met for _, _, met in gathered))
         return {
-            **_means(self.ranks.gather({name: _sum_and_count(of_name) for name, of_name in values.items()})),
-            "stall_fraction": spent.stall_fraction,
-            "sampling_s": spent.sampling_s,
-            "decoding_s": spent.decoding_s,
-            "reward_stall_s": spent.reward_stall_s,
-            "learning_s": spent.learning_s,
-            "sampling_peak_bytes": spent.sampling_peak_bytes,
-            "learning_peak_bytes": spent.learning_peak_bytes,
-            "images_per_second": spent.images_scored * self.ranks.world_size / spent.training_s,
-            "rows_left_out": self._count_left_out(),
+            **_means([totals for totals, _, _ in gathered]),
+            **panel(spent, self.devices),
+            "rows_left_out": len(self.left_out),
             **({} if self.accuracy is None else {"accuracy": self.accuracy}),
         }
 
@@ -157,11 +154,6 @@ class Run:
 
     def _spent_so_far(self) -> Costs:
         return self.earlier + Costs.of_ranks(self.ranks.gather(self.costs))
-
-    def _count_left_out(self) -> int:
-        """Add what any rank has met. All ranks call it."""
-        self.left_out = self.left_out.union(*self.ranks.gather(self.stream.left_out))
-        return len(self.left_out)
 
     def _count_calls(self) -> None:
         stats = self.scoring.stats()
@@ -204,6 +196,22 @@ def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.
     if newest is not None:
         run.restore(newest)
     return run
+
+
+def _totals(lessons: Sequence[tuple[Lesson, dict[str, Tensor]]]) -> dict[str, tuple[float, int]]:
+    """Sum and count of each scalar's values on this rank."""
+    selections = [lesson.selection for lesson, _ in lessons]
+    returns_PK = torch.cat([selection.returns_PK for selection in selections])
+    values = {
+        "reward": returns_PK,
+        "reward_best": returns_PK.nan_to_num(-torch.inf).amax(1),
+        "reward_worst": returns_PK.nan_to_num(torch.inf).amin(1),
+        "effective_sample_size": torch.cat([selection.effective_sample_size_P for selection in selections]),
+        "prompts_dropped": torch.cat([~selection.valid_P for selection in selections]),
+    }
+    for name in lessons[0][1]:
+        values[f"score/{name}"] = torch.cat([scores[name] for _, scores in lessons])
+    return {name: _sum_and_count(of_name) for name, of_name in values.items()}
 
 
 def _sum_and_count(values: Tensor) -> tuple[float, int]:

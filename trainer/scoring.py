@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reward_services import Score
 from trainer.branches import Branches
+from trainer.costs import Devices
 
 Scores = Mapping[str, Sequence[Score]]
 
@@ -31,6 +32,11 @@ class Scoring(Protocol):
         self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
     ) -> Callable[[], Scores]:
         """Send (N, H, W, 3) pictures off and return at once; calling the result waits for the scores."""
+        ...
+
+    @property
+    def devices(self) -> Devices | None:
+        """What the run's own reward services reserve; None where they run elsewhere: nobody knows on what."""
         ...
 
     def stats(self) -> Mapping[str, Any]:

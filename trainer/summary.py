@@ -1,11 +1,10 @@
 """What a finished run leaves to its reader: the model in the ecosystem's format, summary.json, the report."""
 
-from dataclasses import asdict
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.costs import Costs, peak_memory_bytes
-from trainer.evaluation import EvaluationResult, paired_difference
+from trainer.costs import Costs, Devices, panel, peak_memory_bytes
+from trainer.evaluation import CORRECT_FROM, EvaluationResult, paired_difference
 from trainer.reward_hacking import watch
 from trainer.run import Run
 
@@ -19,9 +18,9 @@ def finish(run: Run) -> None:
             run.folder.save_model("pipeline" if run.config.model.lora is None else "lora", run.policy.save)
     if not run.ranks.is_main:
         return
-    summary = {**about(run.config), **spent(costs), "updates": run.update, "peak_memory_bytes": memory}
+    summary = {**about(run.config), "updates": run.update, "peak_memory_bytes": memory}
+    summary |= {**spent(costs, run.devices), **counted(run.devices, run.scoring.devices)}
     summary["rows_left_out"] = len(run.left_out)
-    summary |= per_gpu(costs, run.config, run.scoring.stats().get("reward_gpus"))
     if run.held_out is not None:
         before, after = run.folder.load_evaluation("before"), run.folder.load_evaluation("after")
         summary |= gained(before, after, run.config)
@@ -42,35 +41,23 @@ def about(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def spent(costs: Costs) -> dict[str, Any]:
-    """Counts of all ranks and the times of the average rank, in seconds."""
-    return {
-        "wall_s": costs.training_s + costs.evaluation_s,
-        "training_s": costs.training_s,
-        **asdict(costs),
-        "stall_fraction": costs.stall_fraction,
-        "images_per_second": costs.images_scored / costs.training_s if costs.training_s else 0.0,
-    }
+def spent(costs: Costs, devices: Devices) -> dict[str, Any]:
+    """Counts of all ranks, the times of the average rank in seconds, and speed."""
+    times = {"wall_s": costs.training_s + costs.evaluation_s, "training_s": costs.training_s}
+    return {**times, **panel(costs, devices)}
 
 
-def per_gpu(costs: Costs, config: TrainConfig, reward_gpus: float | None) -> dict[str, Any]:
-    """Images per second and GPU, those of the rewards counted: waiting less by many more GPUs is no gain.
-
-    Nothing where there is no GPU, or where rewards run elsewhere and nobody knows on how many.
-    """
-    gpus = config.ranks.workers * config.ranks.gpus_per_worker + (reward_gpus or 0.0)
-    if reward_gpus is None or not gpus or not costs.training_s:
-        return {}
-    return {"gpus": gpus, "images_per_second_per_gpu": costs.images_scored / costs.training_s / gpus}
+def counted(devices: Devices, of_rewards: Devices | None) -> dict[str, Any]:
+    """On how many devices the run was; how many of them were the rewards', None where nobody knows."""
+    reserved = of_rewards and (of_rewards.gpus if devices.gpus else of_rewards.cpus)
+    return {"devices": devices.count, "device": devices.kind, "reward_devices": reserved}
 
 
 def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfig) -> dict[str, Any]:
     """The held-out figures before and after: same prompts, same seeds, plain sampling without search."""
-    weights = config.rewards.weights
     figures: dict[str, Any] = {}
     for name, result in (("before", before), ("after", after)):
-        means = result.mean_scores
-        figures[f"reward_{name}"] = sum(weight * means[reward] for reward, weight in weights.items())
+        figures[f"reward_{name}"] = result.reward(config.rewards.weights)
         figures[f"diversity_{name}"] = result.diversity
         figures[f"diversity_of_correct_{name}"] = result.diversity_of_correct
     if config.rewards.judge is None:
@@ -81,6 +68,8 @@ def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfi
         categories.setdefault(name, {})["after"] = value
     return {
         **figures,
+        "judge": config.rewards.judge,
+        "correct_from": CORRECT_FROM,
         "accuracy_before": before.accuracy,
         "accuracy_after": after.accuracy,
         "accuracy_by_category": categories,

@@ -21,11 +21,12 @@ def test_this_machine_alone_needs_none(host: str) -> None:
     assert Http(host=host).keys == "none"
 
 
-def test_gpus_are_those_of_all_replicas_there_may_be() -> None:
+def test_gpus_and_cores_are_those_of_all_replicas_there_may_be() -> None:
     share = {"scorer": "jpeg", "num_gpus": 0.25}
     growing = share | {"autoscaling": {"min_replicas": 0, "max_replicas": 6}}
     rewards = {"two": share | {"num_replicas": 2}, "growing": growing, "cpu": {"scorer": "jpeg"}}
-    assert ServicesConfig.model_validate({"rewards": rewards}).gpus == 2.0
+    services = ServicesConfig.model_validate({"rewards": rewards})
+    assert (services.gpus, services.cpus) == (2.0, 9.0)
 
 
 def test_resources_are_those_of_the_replicas_that_start_at_first() -> None:

@@ -112,7 +112,7 @@ def test_a_run_leaves_all_it_promises(unbroken: TrainConfig) -> None:
         *("pipeline", "evaluations", "report"),
     }
     said = summary(unbroken)
-    assert (said["updates"], said["pictures"]) == (8, 8)
+    assert (said["updates"], said["pictures"], said["devices"]) == (8, 8, pytest.approx(2 * 0.5 + 3 * 0.1))
     assert said["images_scored"] == 8 * 4 * 3
     # A micro-batch of each rank in each update, by two rewards; ranks may share one, evaluations come on top.
     assert 8 * 2 <= said["reward_calls"] <= 8 * 2 * 2 + 24

@@ -6,7 +6,7 @@ from copy import copy
 
 import pytest
 
-from trainer.costs import Costs, budgeted, peak_memory_bytes
+from trainer.costs import Costs, Devices, budgeted, panel, peak_memory_bytes
 
 
 def test_time_is_added_to_its_phase() -> None:
@@ -80,7 +80,11 @@ def test_each_phase_has_its_own_peak() -> None:
         del held
     with costs.timed("sampling_s"):
         pass
+    with costs.timed("evaluation_s"):
+        drawn = b"x" * (48 * 2**20)
+        del drawn
     assert costs.learning_peak_bytes - costs.sampling_peak_bytes > 64 * 2**20
+    assert costs.sampling_peak_bytes < costs.evaluation_peak_bytes < costs.learning_peak_bytes
     assert costs.sampling_peak_bytes > 0
 
 
@@ -93,3 +97,28 @@ def test_peak_memory_is_in_bytes_and_only_grows() -> None:
 def test_what_a_budget_may_limit() -> None:
     costs = Costs(sampling_s=1.0, reward_stall_s=2.0, learning_s=3.0, evaluation_s=9.0, unet_evaluations=7)
     assert budgeted(costs) == {"training_s": 6.0, "unet_evaluations": 7, "images_scored": 0}
+
+
+def test_devices_are_gpus_or_where_there_are_none_cores() -> None:
+    rank, judge, verifier = Devices(gpus=1, cpus=4), Devices(gpus=0.5, cpus=1), Devices(cpus=2)
+    assert ((rank * 2 + judge).count, (rank * 2 + judge).kind) == (2.5, "GPU")
+    assert ((rank + verifier).count, (rank + verifier).kind) == (1, "GPU")
+    assert ((Devices(cpus=1) * 3 + verifier).count, verifier.kind) == (5, "CPU core")
+
+
+def test_the_panel_counts_the_devices_of_rewards() -> None:
+    """120 images in 10 s on 2 ranks with a GPU each and 4 for rewards: 2 a second for each of 6."""
+    spent = Costs(sampling_s=5, decoding_s=2, reward_stall_s=1, learning_s=2, images_scored=120, cache_hits=7)
+    figures = panel(spent, Devices(gpus=1) * 2 + Devices(gpus=4))
+    assert (figures["images_per_second"], figures["images_per_second_per_device"]) == (12, 2)
+    assert (figures["stall_fraction"], figures["cache_hits"], figures["images_scored"]) == (0.1, 7, 120)
+    assert not {"images_given", "evaluation_s", "evaluation_peak_bytes"} & set(figures)
+    assert panel(Costs(evaluation_s=3), Devices(cpus=1))["evaluation_s"] == 3
+
+
+def test_given_pictures_have_a_speed_and_nothing_has_none() -> None:
+    given = panel(Costs(learning_s=4, images_given=8), Devices(cpus=2))
+    assert (given["images_given"], given["images_per_second"]) == (8, 2)
+    assert given["images_per_second_per_device"] == 1
+    for nothing in (Costs(), Costs(learning_s=4)):
+        assert not [name for name in panel(nothing, Devices(cpus=1)) if "per_second" in name]

@@ -19,7 +19,6 @@ from tests.small_run import (
 )
 from tests.tiny import TEXT_WIDTH
 from trainer.config import ConfigError, ModelConfig, TrainConfig
-from trainer.costs import Costs
 from trainer.data.pairs import PreferencePair
 from trainer.data.rows import ImageText
 from trainer.given import lesson_of, open_stream
@@ -139,13 +138,15 @@ def test_a_whole_run_of_given_pictures_scores_none(
     lines = read_metrics(config.run_folder / "metrics.jsonl")
     assert [line["reward"] for line in lines] == [None] * 3
     assert all(line["loss"] > 0 for line in lines)
+    assert [(line["images_given"], line["images_scored"]) for line in lines] == [(4, 0)] * 3
+    assert all(line["images_per_second"] > 0 for line in lines)
     assert RunFolder(config.run_folder).is_finished
 
 
 def updated(begun: Run, dealt: Path) -> None:
     """Make an update and a checkpoint; write down its captions, their seeds, how many rows are left out."""
     sampled = sample(begun)
-    left_out = begun.describe(sampled, Costs())["rows_left_out"]
+    left_out = begun.account(sampled)["rows_left_out"]
     lessons = [lesson for lesson, _ in sampled]
     begun.learner.learn(lessons)
     begun.update += 1

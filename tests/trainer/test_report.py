@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.report import ReportError, costs, headline, revisions, times, with_roles, write_report
+from trainer.evaluation import EvaluationResult
+from trainer.report import ReportError, headline, revisions, with_roles, write_report
 
 HOSTILE = '<script>alert("a & b")</script>'
 SUMMARY = {
@@ -31,6 +33,11 @@ SUMMARY = {
     "sampling_s": 120.0,
     "learning_s": 100.0,
     "reward_stall_s": 30.0,
+    "judge": "verifier",
+    "correct_from": 0.5,
+    "devices": 6.0,
+    "device": "GPU",
+    "reward_devices": 4.0,
     "unet_evaluations": 1234567,
     "reward_calls": 480,
     "images_scored": 9600,
@@ -66,6 +73,21 @@ def save_picture(path: Path, size: int, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def evaluation(update: int, share: float) -> dict[str, Any]:
+    """20 judged pictures, as the run folder keeps them."""
+    result = EvaluationResult(
+        update=update,
+        guidance=1.0,
+        prompts=("a",) * 20,
+        categories=("",) * 20,
+        correct=tuple(index < share * 20 for index in range(20)),
+        scores={"clip": (share,) * 20},
+        diversity=None,
+        statistics={"dark_share": (share,) * 20},
+    )
+    return asdict(result)
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     def write(name: str, value: Any) -> None:
@@ -77,7 +99,8 @@ def run_folder(tmp_path: Path) -> Path:
         {"update": u, "reward": 20 + u / 30, "loss": None if u == 3 else 1 / u, "lr": 1e-4}
         for u in range(1, 61)
     ]
-    lines[0]["accuracy"], lines[-1]["accuracy"] = 0.4, 0.55
+    for update, accuracy in ((0, 0.4), (60, 0.55)):
+        write(f"evaluations/{update}.json", evaluation(update, accuracy))
     lines[-1]["revisions"] = {"clip": f"1 {HOSTILE}"}
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
@@ -141,15 +164,18 @@ def test_the_page_shows_every_part(run_folder: Path) -> None:
         "winner return 3.000",
         "loser return −2.000",
         "a score failed",
-        "images scored per second32.0",
+        "sampling120.0 s40.0 % –",
+        "Devices: 6 × GPU, 4 of them for the rewards.",
+        "Verified: the judge, verifier, gave the picture 0.5 or more.",
         "Every other scalar lr",
+        "held_out/dark_share",
         "Gap: the training reward rose by 1.20 standard deviations, while the judge fell.",
         "To look at: dark_share went from 0.1 to 0.9.",
         "dark_sharestatistic0.1000.900 +8.0+2.50",
     ):
         assert part in text
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
-    assert charts == ["Reward", "Verified accuracy", "Loss", "lr"]
+    assert charts == ["Reward", "Verified accuracy", "Loss", "Held-out clip", "lr", "held_out/dark_share"]
 
 
 def test_the_page_is_self_contained_and_prompts_are_data(run_folder: Path) -> None:
@@ -179,10 +205,30 @@ def test_without_a_control_the_page_says_how_to_measure_one(run_folder: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("trained", "statistic"), "Not known: nothing but the training reward scored these pictures."),
+        (("trained", "judge"), "No sign of it"),
+        (("trained", "shadow"), "No sign of it"),
+    ],
+)
+def test_a_reward_that_nothing_else_watched_is_not_called_sound(
+    run_folder: Path, kinds: tuple[str, ...], expected: str
+) -> None:
+    (change,) = SUMMARY["watch"]["changes"]  # type: ignore[index]
+    watch = {"gaps": [], "symptoms": [], "changes": [{**change, "kind": kind} for kind in kinds]}
+    (run_folder / "summary.json").write_text(json.dumps({**SUMMARY, "watch": watch}), encoding="utf-8")
+    text = " ".join(Page(write_report(run_folder).read_text(encoding="utf-8")).text.split())
+    assert expected in text
+    assert ("Set rewards.judge or rewards.shadows" in text) == ("No sign" not in text)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
         ("summary.json", "[]", "finish the run first"),
         ("summary.json", "{", r"summary\.json is not JSON"),
+        ("evaluations/0.json", '{"update": 0}', "holds a file that is no evaluation"),
         ("report/branches/0.png", "no picture", r"0\.png is not a picture"),
         ("report/pictures.json", '[{"prompt": "", "before": "../../x.png", "after": ""}]', "lies outside"),
     ],
@@ -217,21 +263,3 @@ def test_a_change_of_a_reward_is_a_row() -> None:
         {"update": 5, "revisions": {"clip": "1", "jpeg": "a"}},
     ]
     assert revisions(metrics) == [("clip", "1", 1), ("jpeg", "a", 1), ("clip", "2", 3), ("clip", "1", 5)]
-
-
-def test_times_add_up_to_the_wall_clock() -> None:
-    label, rest_s = times(SUMMARY)[-1]
-    assert label == "everything else"
-    assert rest_s == pytest.approx(50.0)
-    assert sum(seconds for _, seconds in times(SUMMARY)) == pytest.approx(300.0)
-    assert times({"wall_s": 3.0}) == []
-
-
-def test_costs_are_for_people() -> None:
-    assert ("UNet evaluations", "1\u202f234\u202f567") in costs(SUMMARY)
-    assert ("peak memory of all ranks", "3.00 GiB") in costs(SUMMARY)
-    by_phase = costs({"sampling_peak_bytes": 2**30, "learning_peak_bytes": 2**31, "cache_hits": 1200})
-    assert ("a rank's peak while learning", "2.00 GiB") in by_phase
-    assert ("scores that were known already", "1\u202f200") in by_phase
-    assert costs({"rows_left_out": 2}) == [("rows of the data left out", "2")]
-    assert costs({}) == []

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.small_run import ScoringHere, configured, started
-from trainer.costs import Costs
+from tests.small_run import ScoringHere, configured, in_two_ranks, started
+from trainer.config import TrainConfig
+from trainer.costs import Costs, Devices
 from trainer.data.prompts import PromptFileError
 from trainer.loop import sample
 from trainer.policy import ModelError
+from trainer.ranks import Ranks
 from trainer.run import Run
+from trainer.trackers import Trackers
 
 
 @pytest.fixture
@@ -54,13 +58,66 @@ def test_a_counter_that_begins_anew_is_understood(run: Run) -> None:
     assert run.spent().reward_calls == 20
 
 
-def test_an_update_says_what_it_cost(run: Run) -> None:
-    before = Costs()
-    scalars = run.describe(sample(run), before)
-    assert 0 < scalars["decoding_s"] < run.costs.training_s
-    assert scalars["sampling_s"] + scalars["decoding_s"] <= run.costs.training_s
-    assert scalars["images_per_second"] == pytest.approx(12 / run.costs.training_s)
-    assert scalars["sampling_peak_bytes"] > 2**20
+def test_an_update_says_what_it_cost_with_the_evaluation_before_it(run: Run) -> None:
+    run.evaluate("before")
+    first, costs = run.account(sample(run)), run.spent()
+    assert 0 < first["decoding_s"] < costs.training_s
+    assert first["sampling_s"] + first["decoding_s"] + first["reward_stall_s"] == costs.training_s
+    assert first["images_per_second"] == pytest.approx(12 / costs.training_s)
+    assert first["evaluation_s"] == costs.evaluation_s > 0
+    assert first["sampling_peak_bytes"] > 2**20
+    # The evaluation asked jpeg and the judge in 3 batches, the update jpeg in 2.
+    assert (first["reward_calls"], first["images_scored"], first["cache_hits"]) == (8, 12, 0)
+    second = run.account(sample(run))
+    assert second["reward_calls"] == 2
+    assert not [name for name in second if name.startswith("evaluation_")]
+    assert run.spent().evaluation_s == first["evaluation_s"]
+    for name in ("unet_evaluations", "reward_calls", "images_scored"):
+        assert first[name] + second[name] == getattr(run.spent(), name)
+
+
+def account_on_two(ranks: Ranks, config: TrainConfig) -> None:
+    run = started(config, ranks)
+    lessons = sample(run)
+    spent = run.costs = Costs(
+        sampling_s=1.0 + 2 * ranks.rank,
+        images_scored=run.costs.images_scored,
+        unet_evaluations=run.costs.unet_evaluations,
+        learning_peak_bytes=100 + ranks.rank,
+    )
+    of_both = ranks.gather(spent.images_scored)
+    scalars = run.account(lessons)
+    assert of_both == [3, 6]
+    assert (scalars["images_scored"], scalars["sampling_s"]) == (9, 2.0)
+    assert (scalars["images_per_second"], scalars["images_per_second_per_device"]) == (4.5, 4.5 / 6)
+    assert scalars["unet_evaluations"] == sum(ranks.gather(spent.unet_evaluations))
+    assert scalars["learning_peak_bytes"] == 101
+
+
+def test_the_costs_of_an_update_are_those_of_uneven_ranks(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Of 3 prompts the second rank has 2; each reserves 3 cores, and rewards run elsewhere."""
+    options = ("branching.prompts_per_update=3", "ranks.workers=2", "ranks.cpus_per_worker=3")
+    in_two_ranks(account_on_two, configured(tmp_path, pipelines["epsilon"], *options))
+
+
+def test_devices_are_those_of_ranks_and_of_the_runs_own_rewards(run: Run) -> None:
+    assert run.devices == Devices(cpus=0.5)
+    assert isinstance(run.scoring, ScoringHere)
+    run.scoring.devices = Devices(gpus=2, cpus=4)
+    assert run.devices == Devices(gpus=2, cpus=4.5)
+
+
+def test_an_evaluation_is_recorded_at_its_update(run: Run) -> None:
+    run.trackers, run.update = Trackers(run.config, 0), 7
+    result = run.evaluate("update-000007")
+    run.trackers.close()
+    assert result is not None
+    events = EventAccumulator(str(run.folder.path / "tensorboard")).Reload()
+    kept = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    assert set(kept) == {"held_out/reward", *result.scalars()}
+    assert {event.step for of_name in kept.values() for event in of_name} == {7}
+    assert kept["held_out/accuracy"][0].value == pytest.approx(result.accuracy)
+    assert kept["held_out/reward"][0].value == pytest.approx(result.mean_scores["jpeg"], rel=1e-6)
 
 
 def test_a_checkpoint_keeps_place_and_accuracy(run: Run) -> None:
@@ -75,11 +132,11 @@ def test_a_checkpoint_keeps_place_and_accuracy(run: Run) -> None:
 def test_rows_that_were_left_out_are_counted(pipelines: dict[str, Path], tmp_path: Path) -> None:
     """Of the prompts to train on; those a stream met before a checkpoint are not forgotten."""
     run = started(configured(tmp_path, pipelines["epsilon"]))
-    assert run.describe(sample(run), Costs())["rows_left_out"] == 0
+    assert run.account(sample(run))["rows_left_out"] == 0
     with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": " "}\n')
     again = started(run.config)
-    assert again.describe(sample(again), Costs())["rows_left_out"] == 1
+    assert again.account(sample(again))["rows_left_out"] == 1
     again.left_out |= {99}
     again.checkpoint()
     assert started(run.config).left_out == {6, 99}
@@ -96,14 +153,14 @@ def test_failed_scores_leave_the_scalars(run: Run) -> None:
         dataclasses.replace(dropped, selection=selection),
         {"jpeg": torch.full((2, 3, 1), torch.nan)},
     )
-    scalars = run.describe(lessons, Costs())
+    scalars = run.account(lessons)
     assert scalars["reward"] == pytest.approx(float(kept.selection.returns_PK.mean()))
     assert scalars["reward_best"] == pytest.approx(float(kept.selection.returns_PK.amax(1).mean()))
     assert scalars["reward_worst"] < scalars["reward"] < scalars["reward_best"]
     assert scalars["score/jpeg"] == pytest.approx(scalars["reward"])
     assert scalars["prompts_dropped"] == 0.5
     assert "accuracy" not in scalars
-    assert math.isnan(run.describe(lessons[1:], Costs())["reward"])
+    assert math.isnan(run.account(lessons[1:])["reward"])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ BRANCHES, STEPS = 3, (4, 9)
 class Brightness:
     """Scores a picture by its first pixel; one whose first pixel is 255 cannot be scored."""
 
+    devices = None
+
     def __init__(self) -> None:
         self.prompts: list[str] = []
         self.waited = 0

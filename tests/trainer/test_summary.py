@@ -8,11 +8,11 @@ import pytest
 
 from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import TrainConfig
-from trainer.costs import Costs
+from trainer.costs import Costs, Devices
 from trainer.evaluation import EvaluationResult
 from trainer.loop import run
 from trainer.ranks import Ranks
-from trainer.summary import about, gained, per_gpu, spent
+from trainer.summary import about, counted, gained, spent
 
 PROMISED = {
     *("method", "selection", "seed", "updates", "wall_s", "reward_before", "reward_after"),
@@ -20,6 +20,8 @@ PROMISED = {
     *("unet_evaluations", "reward_stall_s", "stall_fraction", "peak_memory_bytes", "accuracy_gain"),
     *("accuracy_gain_standard_error", "diversity_before", "diversity_after", "guidance", "pictures"),
     *("diversity_of_correct_before", "diversity_of_correct_after", "rows_left_out"),
+    *("cache_hits", "images_per_second", "images_per_second_per_device", "devices", "device"),
+    *("sampling_peak_bytes", "learning_peak_bytes", "evaluation_peak_bytes", "judge", "correct_from"),
 }
 
 
@@ -43,6 +45,8 @@ def test_a_run_leaves_its_figures(pipelines: dict[str, Path], tmp_path: Path) ->
     # Evaluations ask jpeg and the judge in 3 batches, updates ask jpeg in 2.
     assert summary["reward_calls"] == 2 * 3 * 2 + 3 * 2
     assert summary["peak_memory_bytes"] > 2**20
+    assert (summary["devices"], summary["device"], summary["reward_devices"]) == (0.5, "CPU core", None)
+    assert (summary["judge"], summary["correct_from"]) == ("large", 0.5)
     assert summary["wall_s"] == pytest.approx(summary["training_s"] + summary["evaluation_s"])
     assert set(summary["accuracy_by_category"]["count"]) == {"before", "after"}
     assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
@@ -92,17 +96,17 @@ def test_gains_are_paired(tmp_path: Path) -> None:
 
 def test_times_add_up() -> None:
     figures = spent(
-        Costs(sampling_s=2, reward_stall_s=1, learning_s=1, evaluation_s=6, images_scored=12, reward_calls=5)
+        Costs(sampling_s=2, reward_stall_s=1, learning_s=1, evaluation_s=6, images_scored=12, reward_calls=5),
+        Devices(cpus=2),
     )
     assert (figures["wall_s"], figures["training_s"], figures["stall_fraction"]) == (10, 4, 0.25)
     assert (figures["images_per_second"], figures["reward_calls"]) == (3, 5)
-    assert spent(Costs())["images_per_second"] == 0
+    assert figures["images_per_second_per_device"] == 1.5
 
 
-def test_gpus_of_rewards_count_too(tmp_path: Path) -> None:
-    """120 images in 10 s on 2 ranks with a GPU each and 4 for rewards: 2 a second for each of 6."""
-    costs = Costs(sampling_s=5, decoding_s=2, learning_s=3, images_scored=120)
-    config = configured(tmp_path, tmp_path, "ranks.workers=2", "ranks.gpus_per_worker=1")
-    assert per_gpu(costs, config, 4.0) == {"gpus": 6, "images_per_second_per_gpu": 2}
-    assert per_gpu(costs, config, None) == {}
-    assert per_gpu(costs, configured(tmp_path, tmp_path), 0.0) == {}
+def test_devices_of_rewards_are_told_where_they_are_known() -> None:
+    both = Devices(gpus=6, cpus=9)
+    assert counted(both, Devices(gpus=4, cpus=2)) == {"devices": 6, "device": "GPU", "reward_devices": 4}
+    assert counted(both, None)["reward_devices"] is None
+    assert counted(both, Devices(cpus=2))["reward_devices"] == 0, "cores beside GPUs are no devices"
+    assert counted(Devices(cpus=9), Devices(cpus=2))["reward_devices"] == 2

@@ -48,9 +48,9 @@ def test_evaluations_and_images_are_those_of_a_real_update(
     with MetricsLog(tmp_path / "log") as log:
         advance(run, log)
     work = work_of(config)
-    assert work.evaluations_sampling + work.evaluations_learning == run.costs.unet_evaluations
+    assert work.evaluations_sampling + work.evaluations_learning == run.spent().unet_evaluations
     assert work.evaluations_learning == run.learner.unet_evaluations
-    assert work.images_scored == run.costs.images_scored
+    assert work.images_scored == run.spent().images_scored
     assert work.micro_batches == work.reward_calls == run.scoring.stats()["reward_calls"]
 
 
