@@ -49,6 +49,14 @@ def test_batches_change_nothing(folder: Path, tmp_path: Path) -> None:
     assert all(np.abs(other - pictures[0]).max() <= 1 for other in pictures)
 
 
+def test_a_batch_is_as_large_as_training_grows_branches(folder: Path, tmp_path: Path) -> None:
+    """2 prompts of 3 branches each: 8 pictures are drawn 6 and 2 at a time, unless it is set."""
+    for options, sizes in (["evaluation.batch_size=null"], [6, 2]), ([], [3, 3, 2]):
+        scoring = ScoringHere()
+        evaluated(configured(tmp_path, folder, *options), scoring)
+        assert [len(scores["large"]) for scores in scoring.asked] == sizes
+
+
 def test_more_draws_than_prompts_begin_again_with_other_seeds(folder: Path, tmp_path: Path) -> None:
     found = evaluated(configured(tmp_path, folder, "evaluation.draws=16"))
     assert found.result.prompts[12:14] == (CAPTIONS[0],) * 2
