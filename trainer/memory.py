@@ -161,7 +161,7 @@ class _Rehearsal:
             rows = torch.zeros(len(replayed), dtype=torch.long, device=META)
             for _ in range(2):  # the second meets the gradients of the first
                 times = replayed.new_zeros(len(replayed))
-                output = policy.predict(replayed, times, self._text.take(rows), config.sampling.guidance)
+                output = policy.predict(replayed, times, self._text.take(rows), config.learned_guidance)
                 self._as_there.forget()
                 output.square().mean().backward()
         return memory.peak + (gradients + self._blocks_under_way() if self._is_sharded else 0)

@@ -46,13 +46,15 @@ def work_of(config: TrainConfig) -> Work:
         ModelError: the model cannot be used.
     """
     prompts, stages = config.branching.prompts_per_update, _stages(config)
-    each = check_model(config.model).evaluations(config.sampling.guidance)
+    kind = check_model(config.model)
+    grown = prompts * sum(stage.evaluations for stage in stages)
     states = chosen_branches(config, prompts) * replayed_states(config)
+    replayed = states * kind.evaluations(config.learned_guidance)
     sent = [previews.images for previews in chain.from_iterable(sampled(config, 0.0))]
     batches = sum(math.ceil(images / config.rewards.batch_images) for images in sent)
     return Work(
-        evaluations_sampling=prompts * sum(stage.evaluations for stage in stages) * each,
-        evaluations_learning=states * each * models_asked(config) * config.optimizer.steps_per_update,
+        evaluations_sampling=grown * kind.evaluations(config.sampling.guidance),
+        evaluations_learning=replayed * models_asked(config) * config.optimizer.steps_per_update,
         images_scored=prompts * sum(stage.previews for stage in stages),
         micro_batches=len(_micro_batches(config)) * len(config.stages),
         reward_calls=batches * len(config.rewards.weights),

@@ -77,4 +77,5 @@ def test_given_pictures_are_not_scored(pipelines: dict[str, Path], tmp_path: Pat
     options = ["method=standard", "loss.states=null", "data.source=pictures"]
     work = work_of(configured(tmp_path, pipelines["epsilon"], *options))
     assert (work.evaluations_sampling, work.images_scored, work.reward_calls) == (0, 0, 0)
+    assert work.evaluations_learning == 4 * 2 * 2, "a picture, two states and steps, no guidance"
     assert work.micro_batches == 2
