@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.autoencoder import decoded, encoded
-from trainer.config import TrainConfig
+from trainer.config import ModelConfig, TrainConfig
 from trainer.encoded import AT_A_TIME
 from trainer.families.family import Family
 from trainer.families.weightless import load_weightless
@@ -53,7 +53,7 @@ def memory_of(config: TrainConfig) -> Memory:
         ModelError, OSError: the model cannot be used.
     """
     family = _weightless(config)
-    policy = Policy(family, config.model.lora, META)
+    policy = Policy(family, ModelConfig(path=config.model.path, lora=config.model.lora), META)
     # FSDP leaves each rank as much of every weight as torch.chunk leaves the first.
     parts = [torch.atleast_1d(weight.detach()).chunk(_shares(config)) for weight in policy.parameters]
     own = [nn.Parameter(first) for first, *_ in parts]

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer import adapters
 from trainer.autoencoder import decoded, encoded
-from trainer.config import LoraConfig, ModelConfig
+from trainer.config import ModelConfig
 from trainer.diffusion import Schedule
 from trainer.encoded import Encoded
 from trainer.families.family import Conditioning, Family, ModelError
@@ -39,11 +39,10 @@ class Policy:
     def __init__(
         self,
         family: Family,
-        lora: LoraConfig | None,
+        config: ModelConfig,
         device: torch.device,
         *,
         trainable: bool = True,
-        offload: bool = False,
         sharded: bool = False,
     ) -> None:
         self._family, self._pipeline, self.device = family, family.pipeline, device
@@ -53,12 +52,12 @@ class Policy:
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
                 if module is not network:
-                    self._place(module, visits=offload)
+                    self._place(module, visits=config.offload)
         vae.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.float()  # SDXL's autoencoder overflows in half precision
         self._dtype: torch.dtype = network.dtype
-        self.lora = lora
+        self.lora = config.lora
         self.denoiser: nn.Module = network
         self.sharded = sharded
         """Whether each rank holds its part of what is trained, and of the reference."""
@@ -66,11 +65,13 @@ class Policy:
         self._trainable = trainable
         self._frozen = self._begin_training() if trainable else None
         for own in [network] if self._frozen is None else [network, self._frozen]:
+            if config.compile:  # before blocks are sharded, which gives them other classes
+                _compile_blocks(own)
             if sharded:
                 shard(own, device, self._dtype)
             else:
                 own.to(device)
-        self.states_with_gradients: int | None = None
+        self.states_with_gradients = config.states_with_gradients
         """Most states whose activations are kept at a time."""
         self._reference_active = False
         self._encoded = Encoded(lambda texts: family.encode(texts, device))
@@ -115,14 +116,7 @@ class Policy:
         pipeline.vae.use_tiling = config.decoding == "tiled"
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
-        device = device or torch.device("cpu")
-        policy = cls(
-            family, config.lora, device, trainable=trainable, offload=config.offload, sharded=sharded
-        )
-        policy.states_with_gradients = config.states_with_gradients
-        if config.compile:
-            policy.compile()
-        return policy
+        return cls(family, config, device or torch.device("cpu"), trainable=trainable, sharded=sharded)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -183,12 +177,6 @@ class Policy:
             for rows in others
         ]
         return torch.cat([self._guided(sample[first], timesteps[first], text.take(first), guidance), *pieces])
-
-    def compile(self) -> None:
-        """Have torch compile the blocks that the denoiser repeats, at their first evaluation."""
-        networks: tuple[Any, ...] = (self._family.network, self._frozen)
-        for network in filter(None, networks):
-            network.compile_repeated_blocks()
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -290,3 +278,12 @@ class Policy:
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             output = self._family.evaluate(network, sample.to(self._dtype), timesteps, text, guidance)
         return output.float()
+
+
+def _compile_blocks(network: Any) -> None:
+    """Have torch compile the blocks that a network of diffusers repeats, at their first evaluation."""
+    # Stable Diffusion 3's transformer only says which blocks stay in one piece: the same.
+    blocks = network._repeated_blocks or network._no_split_modules
+    for module in network.modules():
+        if type(module).__name__ in blocks:
+            module.compile()

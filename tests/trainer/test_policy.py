@@ -175,6 +175,36 @@ def test_activations_of_so_many_states_exist_at_a_time(folder: Path) -> None:
     assert sizes[5:] == [2]
 
 
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of torch's own
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        pytest.param("sd1", 4, marks=pytest.mark.slow),
+        ("sdxl", 4),
+        ("sd3", 2),
+        pytest.param("flux-dev", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_blocks_change_neither_prediction_nor_gradient(
+    families: dict[str, Path], name: str, blocks: int
+) -> None:
+    """Traced and differentiated as for any backend, then run by torch: its own takes minutes."""
+    found: list[list[Tensor]] = []
+    for compiled in (False, True):
+        policy = load(families[name], None, image_size=IMAGE_SIZE, compile=compiled)
+        count = sum(module._compiled_call_impl is not None for module in policy.denoiser.modules())
+        assert count == (blocks if compiled else 0)
+        with torch._dynamo.config.patch(debug_backend_override=">=0:aot_eager"):
+            predicted = policy.predict(*sample(), policy.encode(TEXTS), 3.0)
+            predicted.square().mean().backward()
+            with policy.reference():
+                unmoved = prediction(policy, 3.0)
+        gradients = [parameter.grad for parameter in policy.parameters if parameter.grad is not None]
+        assert len(gradients) == len(policy.parameters)
+        found.append([predicted.detach(), unmoved, *gradients])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of torch's own
 @TRAINED
