@@ -222,9 +222,9 @@ class Policy:
             self._pipeline.register_modules(**{self._family.denoiser: self.denoiser})
 
     def save(self, folder: Path) -> None:
-        """Write what was trained: a whole pipeline, or a LoRA that `load_lora_weights` reads."""
+        """Write what was trained: a whole pipeline in float32, or a LoRA that `load_lora_weights` reads."""
         if self.lora is None:
-            self._pipeline.save_pretrained(folder)
+            self._family.save(folder)
         else:
             layers = adapters.saved(self._family.network, self._family.denoiser)
             self._pipeline.save_lora_weights(folder, **layers)

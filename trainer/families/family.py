@@ -3,13 +3,17 @@
 Shapes: N pictures, L tokens, (C, h, w) a latent, (H, W) a picture.
 """
 
+import contextlib
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from trainer.diffusion import Schedule
 
@@ -117,6 +121,19 @@ class Family(ABC):
         """Patches of one picture."""
         return (self._side // self.patch) ** 2
 
+    def save(self, folder: Path) -> None:
+        """Write the pipeline in float32, whatever it runs in.
+
+        Nothing of what was trained is rounded, and diffusers, which takes its own networks for float32 and
+        those of transformers for what they were saved in, needs not be told of a number format.
+        """
+        networks = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        with _in_float32(networks):
+            self.pipeline.save_pretrained(folder)
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, PreTrainedTokenizerBase):
+                _keep_files(Path(part.name_or_path), folder / name)
+
     @classmethod
     def evaluations(cls, guidance: float) -> int:
         """Network evaluations that one prediction of one picture takes."""
@@ -147,3 +164,31 @@ class Family(ABC):
             text: N rows.
             guidance: scale of guidance, for a network that takes it as an input.
         """
+
+
+def _keep_files(source: Path, folder: Path) -> None:
+    """Let a saved tokenizer have the files it was loaded from, if they are still there.
+
+    What one release of transformers writes, another may not read.
+    """
+    if (source / "tokenizer_config.json").is_file():
+        shutil.rmtree(folder)
+        shutil.copytree(source, folder)
+
+
+@contextlib.contextmanager
+def _in_float32(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within this block networks are in float32: what is not waits, and is in the host's memory meanwhile."""
+    halves = {
+        tensor: tensor.data
+        for network in networks
+        for tensor in (*network.parameters(), *network.buffers())
+        if tensor.dtype in (torch.bfloat16, torch.float16)
+    }
+    try:
+        for tensor, values in halves.items():
+            tensor.data = values.to("cpu", torch.float32)
+        yield
+    finally:
+        for tensor, values in halves.items():
+            tensor.data = values

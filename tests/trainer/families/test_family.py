@@ -1,111 +1,39 @@
 """What holds for every kind of model: pictures, batches and files are diffusers' own, densities Bayes'."""
 
-import json
 import re
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FluxPipeline
-from numpy.typing import NDArray
-from torch import Tensor
 
-from tests.tiny import IMAGE_SIZE, LATENT_SHAPE
-from trainer.branches import Branches, grow, step_noise
-from trainer.config import LoraConfig, ModelConfig, SamplingConfig
+from tests.drawing import (
+    LORA,
+    PROMPTS,
+    SEEDS,
+    assert_same_pictures,
+    drawn_by,
+    first_noise,
+    grown_by,
+    load,
+    pictures,
+    plain,
+    train,
+)
+from tests.tiny import LATENT_SHAPE
+from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import clean_and_noise, log_probability, step_distribution
 from trainer.families import FAMILIES
 from trainer.families.family import Conditioning
 from trainer.policy import ModelError, Policy
-from trainer.records import Prompt
 
 NAMES = ("sd1", "sd2", "sdxl", "sd3", "sd3-without-t5", "sd35", "flux-dev", "flux-schnell")
 EVERY = pytest.mark.parametrize("name", NAMES)
-LORA = LoraConfig(rank=4, alpha=10.0)
-PROMPTS = [Prompt(0, "a red circle"), Prompt(1, "two blue squares"), Prompt(2, "a green cross")]
-SEEDS = [11, 12, 13]
-
-
-def load(
-    folder: Path, lora: LoraConfig | None = LORA, device: torch.device | None = None, **options: Any
-) -> Policy:
-    config = ModelConfig(path=str(folder), lora=lora, image_size=IMAGE_SIZE, **options)
-    return Policy.load(config, device)
 
 
 def place(module: torch.nn.Module) -> str:
     return next(module.parameters()).device.type
-
-
-def plain(folder: Path) -> Any:
-    """The pipeline as anybody loads it; DDPM models with the sampler that ours is without noise.
-
-    diffusers itself loads Stable Diffusion 3 without T5 only when it is told so.
-    """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    pipeline = DiffusionPipeline.from_pretrained(folder, **absent)
-    pipeline.set_progress_bar_config(disable=True)
-    if "beta_schedule" in pipeline.scheduler.config:
-        pipeline.scheduler = DDIMScheduler.from_config(
-            pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False
-        )
-    return pipeline
-
-
-def drawn_by(pipeline: Any, noise: Tensor, steps: int, guidance: float, output_type: str = "np") -> Any:
-    """What the pipeline itself makes of each prompt's first noise."""
-    sizes = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    if isinstance(pipeline, FluxPipeline):
-        noise = FluxPipeline._pack_latents(noise, len(noise), *noise.shape[1:])
-        sizes["max_sequence_length"] = 512 if pipeline.transformer.config.guidance_embeds else 256
-    return pipeline(
-        [prompt.text for prompt in PROMPTS],
-        latents=noise,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type=output_type,
-        **sizes,
-    ).images
-
-
-def grown_by(
-    policy: Policy,
-    prompts: Sequence[Prompt] = PROMPTS,
-    seeds: Sequence[int] = SEEDS,
-    *,
-    steps: int = 4,
-    guidance: float = 3.0,
-    eta: float = 0.0,
-) -> Branches:
-    noise = step_noise(policy.latent_shape, branches=1, steps=steps if eta else 0, seeds=seeds)
-    return grow(policy, SamplingConfig(steps=steps, guidance=guidance, eta=eta), prompts, noise)
-
-
-def first_noise() -> Tensor:
-    return step_noise(LATENT_SHAPE, branches=1, steps=0, seeds=SEEDS)[0, :, 0]
-
-
-def pictures(branches: Branches) -> NDArray[np.uint8]:
-    return branches.previews[max(branches.previews)][:, 0]
-
-
-def assert_same_pictures(found: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
-    """Pictures differ by rounding to whole numbers only, and show something."""
-    assert np.abs(found - 255 * expected).max() < 0.6
-    assert found.std() > 5
-
-
-def train(policy: Policy) -> None:
-    timesteps, text = policy.schedule(4).timesteps_T[1:4], policy.encode([prompt.text for prompt in PROMPTS])
-    optimizer = torch.optim.Adam(policy.parameters, lr=0.03)
-    for _ in range(5):
-        policy.predict(first_noise(), timesteps, text, 1.0).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def test_each_kind_is_known_by_the_class_in_its_index() -> None:
@@ -177,6 +105,43 @@ def test_what_is_saved_draws_the_same_in_plain_diffusers(
     assert_same_pictures(after, drawn_by(pipeline, first_noise(), 4, 3.0))
     with policy.reference():
         assert np.abs(pictures(grown_by(policy)).astype(int) - before).max() <= 1
+
+
+@pytest.mark.filterwarnings("default:.*upcast_vae:FutureWarning")  # diffusers warns of diffusers' own
+@pytest.mark.filterwarnings("default:Mismatch dtype between input and weight")  # autocast leaves norms alone
+@pytest.mark.parametrize(("dtype", "mean", "most"), [("bfloat16", 2, 10), ("float16", 0.5, 2)])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux-dev"])
+def test_what_was_trained_in_half_precision_is_saved_in_float32(
+    families: dict[str, Path], tmp_path: Path, name: str, dtype: str, mean: float, most: float
+) -> None:
+    """Plain diffusers draws with it in either format, without being told of one or told."""
+    policy, half = load(families[name], None, dtype=dtype), getattr(torch, dtype)
+    train(policy)
+    drawn = pictures(grown_by(policy))
+    policy.save(tmp_path)
+    pipeline = plain(tmp_path)
+    saved = getattr(pipeline, policy._family.denoiser).parameters()
+    assert all(torch.equal(one, other) for one, other in zip(saved, policy.parameters, strict=True))
+    for noise in (first_noise(), first_noise().to(half)):
+        found = drawn_by(pipeline, noise, 4, 3.0)
+        differences = np.abs(255 * found - drawn)
+        assert (differences.mean() < mean) & (differences.max() < most)
+        pipeline.to(half)
+    assert policy._pipeline.text_encoder.dtype == half
+    assert np.array_equal(pictures(grown_by(policy)), drawn)
+
+
+def test_a_tokenizer_is_saved_as_the_model_has_it(families: dict[str, Path], tmp_path: Path) -> None:
+    """Another release of transformers reads other files than the one that loaded it would write."""
+    model = shutil.copytree(families["sdxl"], tmp_path / "model")
+    (model / "tokenizer_2" / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    load(model, None).save(tmp_path / "saved")
+    for name in ("tokenizer", "tokenizer_2"):
+        own, saved = (
+            {file.name: file.read_bytes() for file in (folder / name).iterdir()}
+            for folder in (model, tmp_path / "saved")
+        )
+        assert own == saved
 
 
 @EVERY
