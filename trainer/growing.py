@@ -42,7 +42,7 @@ class Growing:
         self._scores: dict[str, Tensor] = {}
         self._columns_PK: Tensor | None = None  # those that went on; None before any stopped
         # Another stream than the noise of the prompt that has this seed; torch reads 32 bits.
-        self._generator = torch.Generator().manual_seed(seeds[0] ^ 0x2545F491)
+        self._generators = [torch.Generator().manual_seed(seed ^ 0x2545F491) for seed in seeds]
 
     def grow(self, policy: Policy, until: int) -> Branches:
         """Grow on and stop before a step; returns the steps taken and their previews, which want scores."""
@@ -109,4 +109,4 @@ class Growing:
         temperature: float | Tensor = options.temperature
         if options.effective_branches is not None:
             temperature = temperatures_for(returns_PK, options.effective_branches)
-        return select(returns_PK, temperature=temperature, by=options.by, generator=self._generator)
+        return select(returns_PK, temperature=temperature, by=options.by, generators=self._generators)

@@ -7,7 +7,7 @@ A score that failed is NaN on its way through this file and never becomes a numb
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,7 +128,7 @@ def select(
     *,
     temperature: float | Tensor,
     by: str = "reward",
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> Selection:
     """Choose branches.
 
@@ -138,17 +138,17 @@ def select(
             One for all prompts, or (P,) above 0.
         by: `reward`, or `random` for the no-reward control: the same returns, dealt anew among a prompt's
             branches, so that everything but the cause of the choice stays the same.
-        generator: source of the control's randomness.
+        generators: sources of the control's randomness, one a prompt: whose deal is the same beside others.
 
     Raises:
-        ValueError: a negative temperature, or another way to choose.
+        ValueError: a negative temperature, another way to choose, or a number of generators that is not P.
     """
     temperatures_P1 = torch.as_tensor(temperature, dtype=returns_PK.dtype).reshape(-1, 1)
     if (temperatures_P1 < 0).any():
         raise ValueError(f"temperature must not be negative, is {temperature}")
     if by not in ("reward", "random"):
         raise ValueError(f"by is {by!r}; use reward or random")
-    dealt_PK = _dealt(returns_PK, generator) if by == "random" else returns_PK
+    dealt_PK = _dealt(returns_PK, generators) if by == "random" else returns_PK
     known_PK = ~dealt_PK.isnan()
     high_PK = dealt_PK.masked_fill(~known_PK, -torch.inf)
     low_PK = dealt_PK.masked_fill(~known_PK, torch.inf)
@@ -202,7 +202,10 @@ def _drawn(weights_PK: Tensor, chances_P: Tensor) -> Tensor:
     return places_P1[:, 0].clamp(max=weights_PK.shape[1] - 1)
 
 
-def _dealt(returns_PK: Tensor, generator: torch.Generator | None) -> Tensor:
+def _dealt(returns_PK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Each prompt's returns shuffled among its branches."""
-    order_PK = torch.rand(returns_PK.shape, generator=generator).argsort(1)
-    return returns_PK.gather(1, order_PK)
+    dealt = [
+        returns_K[torch.rand(len(returns_K), generator=generator).argsort()]
+        for returns_K, generator in zip(returns_PK, generators, strict=True)
+    ]
+    return torch.stack(dealt)

@@ -98,6 +98,26 @@ def test_the_control_stops_branches_at_random(policy: Policy, configure: Configu
     assert not torch.equal(going["reward"], going["random"])
 
 
+def test_what_chance_selects_of_a_prompt_follows_from_its_seed_alone(
+    policy: Policy, configure: Configured
+) -> None:
+    """However the prompts are split: over micro-batches, and over ranks."""
+    config = configure("selection.by=random", "branching.branches=6")
+    scores = torch.arange(24.0).reshape(4, 6, 1)
+
+    def dealt(rows: slice) -> Tensor:
+        growing = Growing(config, read_prompts(config.prompts.train)[rows], SEEDS[rows])
+        growing.grow(policy, 3)
+        growing.add({"jpeg": scores[rows]})
+        return growing.lesson()[0].selection.returns_PK
+
+    together = dealt(slice(0, 4))
+    assert together.sort(1).values.tolist() == scores[..., 0].tolist()
+    assert len({tuple(row) for row in (together % 6).tolist()}) > 1
+    for parts in ((slice(0, 2), slice(2, 4)), (slice(0, 1), slice(1, 4))):
+        assert torch.equal(torch.cat([dealt(rows) for rows in parts]), together)
+
+
 @pytest.mark.parametrize(("choice", "known"), [("drop_branch", 3), ("drop_prompt", 0)])
 def test_a_failure_before_the_stop_counts_as_one_after_it(
     policy: Policy, configure: Configured, choice: str, known: int

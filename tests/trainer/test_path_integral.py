@@ -166,10 +166,13 @@ def test_what_selection_cannot_do_is_an_error() -> None:
         chosen([[0.0, 1.0]], temperature=-1)
     with pytest.raises(ValueError, match="by is 'chance'; use reward or random"):
         select(CLIP[0], temperature=0, by="chance")
+    with pytest.raises(ValueError, match="is longer than argument 1"):
+        select(torch.zeros(1, 2), temperature=0, by="random", generators=[torch.Generator()] * 2)
 
 
 def drawn(returns_PK: Tensor, seed: int) -> Selection:
-    return select(returns_PK, temperature=0.0, by="random", generator=torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(len(returns_PK))]
+    return select(returns_PK, temperature=0.0, by="random", generators=generators)
 
 
 def test_the_control_deals_the_same_returns_anew() -> None:
