@@ -62,6 +62,18 @@ def no_index(folder: Path) -> None:
     (folder / "model_index.json").unlink()
 
 
+def no_json(folder: Path) -> None:
+    (folder / "model_index.json").write_text("version https://git-lfs.github.com/spec/v1\n", "utf-8")
+
+
+def a_list(folder: Path) -> None:
+    (folder / "model_index.json").write_text('["_class_name"]', "utf-8")
+
+
+def no_class(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{}", "utf-8")
+
+
 def another_pipeline(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     (folder / "model_index.json").write_text(
@@ -87,6 +99,16 @@ def other_prediction(folder: Path) -> None:
         (
             no_index,
             "has no model_index.json; model.path must be a folder that diffusers' save_pretrained wrote",
+        ),
+        (
+            no_json,
+            r"cannot load model.path .*; give a folder that .* \(It looks like the config file at "
+            r"'.*model_index.json' is not a valid JSON file",
+        ),
+        (a_list, "the model_index.json of .* names no pipeline class as _class_name; fetch the model again"),
+        (
+            no_class,
+            "the model_index.json of .* names no pipeline class as _class_name; fetch the model again",
         ),
         (
             another_pipeline,

@@ -1,6 +1,5 @@
 """Which kind a model is: what its model_index.json says, in a folder or on the hub."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from trainer.config import ModelConfig
 from trainer.families import FAMILIES
 from trainer.families.family import Family, ModelError
 
+_INDEX = "model_index.json"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -20,7 +20,7 @@ def check_model(config: ModelConfig) -> type[Family]:
     Raises:
         ModelError: there is no such model, it is of a kind that cannot be trained here, or it needs its T5.
     """
-    name = _index(config).get("_class_name")
+    name = _index(config)["_class_name"]
     if name not in FAMILIES:
         raise ModelError(f"{config.path} holds a {name}; give as model.path one of {', '.join(FAMILIES)}")
     kind = FAMILIES[name]
@@ -46,25 +46,25 @@ def load_options(kind: type[Family], config: ModelConfig) -> dict[str, Any]:
 
 def _index(config: ModelConfig) -> dict[str, Any]:
     folder = Path(config.path)
-    file = folder / "model_index.json"
-    if file.is_file():
-        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return index
-    if folder.exists():
+    if folder.exists() and not (folder / _INDEX).is_file():
         raise ModelError(
-            f"{folder} has no model_index.json; "
-            "model.path must be a folder that diffusers' save_pretrained wrote"
+            f"{folder} has no {_INDEX}; model.path must be a folder that diffusers' save_pretrained wrote"
         )
-    if not _HUB_ID.fullmatch(config.path):
+    if not (folder.exists() or _HUB_ID.fullmatch(config.path)):
         raise ModelError(
             f"model.path {config.path!r} does not exist; give a folder that diffusers' save_pretrained wrote "
             "or the id of a model on the hub"
         )
     try:
-        fetched: dict[str, Any] = DiffusionPipeline.load_config(config.path, revision=config.revision)
-    except OSError as error:
+        index: Any = DiffusionPipeline.load_config(config.path, revision=config.revision)
+    except OSError as error:  # also where it is not JSON
         raise not_there(config.path, error) from error
-    return fetched
+    if not (isinstance(index, dict) and isinstance(index.get("_class_name"), str)):
+        raise ModelError(
+            f"the {_INDEX} of {config.path} names no pipeline class as _class_name; "
+            "fetch the model again, or write it anew with diffusers' save_pretrained"
+        )
+    return index
 
 
 def not_there(path: str, error: Exception) -> ModelError:
