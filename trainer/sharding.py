@@ -5,6 +5,7 @@ all evaluate, with gradients or without, as often as the others. Gradients arriv
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ def shard(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         device: where the parts go.
         dtype: in which blocks come together; sums of gradients are float32.
     """
+    # FLUX's blocks return views, of which FSDP2 warns in case the next changes them in place: none does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(device.type, (get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in blocks_of(network):

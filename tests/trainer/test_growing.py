@@ -13,7 +13,7 @@ from trainer.data.prompts import read_prompts
 from trainer.growing import Growing
 from trainer.policy import Policy
 
-SEEDS = (5, 6, 7, 8)
+SEEDS: tuple[int, ...] = (5, 6, 7, 8)
 STOP = ("branching.branches=6", "branching.previews=[1, -1]", "branching.stop={after: 1, keep: 3}")
 Configured = Callable[..., TrainConfig]
 

@@ -1,5 +1,6 @@
 """Two ranks that share weights do what one does with all of them: updates, uneven parts, resuming, saving."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def dealt() -> None:
 
 def on_two(ranks: Ranks, configs: dict[str, TrainConfig], out: Path) -> None:
     """All that two ranks do: updates, a run in two halves, a run begun, a run that one rank began."""
+    warnings.filterwarnings("error", "FSDP2-wrapped module")
     dealt()
     # Blocks are traced as for any backend, and run by torch: its compiler takes minutes.
     torch._dynamo.config.debug_backend_override = ">=0:eager"
