@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,9 +69,11 @@ def grown_by(
     steps: int = 4,
     guidance: float = 3.0,
     eta: float = 0.0,
+    solver: Literal["ddim", "dpmpp_2m"] = "ddim",
 ) -> Branches:
     noise = step_noise(policy.latent_shape, branches=1, steps=steps if eta else 0, seeds=seeds)
-    return grow(policy, SamplingConfig(steps=steps, guidance=guidance, eta=eta), prompts, noise)
+    sampling = SamplingConfig(steps=steps, guidance=guidance, eta=eta, solver=solver)
+    return grow(policy, sampling, prompts, noise)
 
 
 def first_noise() -> Tensor:

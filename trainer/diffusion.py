@@ -68,8 +68,9 @@ class Schedule:
     ) -> Self:
         """Trailing spacing: the first step starts at the last training timestep (arXiv 2305.08891, table 2).
 
-        A step ends where the next begins. diffusers' DDIMScheduler does the same when `steps` divides the
-        number of training timesteps, and is one timestep off here and there when it does not.
+        A step ends where the next begins, as in diffusers' EulerDiscreteScheduler. Its DDIMScheduler takes
+        each for the same number of timesteps: where `steps` does not divide the training timesteps, some of
+        its steps end a timestep before the next begins.
 
         Raises:
             ValueError: more steps than the model was trained on, or none.

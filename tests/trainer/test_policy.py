@@ -1,5 +1,7 @@
 """A policy predicts what its pipeline predicts, is trained, and is saved as plain diffusers loads it."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,25 @@ def test_compiling_changes_no_prediction(folder: Path, tmp_path: Path, lora: Lor
     plain = load(folder, lora)
     train_a_step(plain)
     torch.testing.assert_close(prediction(plain), after, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "upcast", "runs_in"),
+    [
+        ("float16", True, torch.float32),
+        ("float16", False, torch.float16),
+        ("bfloat16", True, torch.bfloat16),
+    ],
+)
+def test_an_autoencoder_that_overflows_in_float16_runs_in_float32(
+    folder: Path, tmp_path: Path, dtype: str, upcast: bool, runs_in: torch.dtype
+) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((model / "vae" / "config.json").read_text("utf-8"))
+    (model / "vae" / "config.json").write_text(json.dumps({**config, "force_upcast": upcast}), "utf-8")
+    policy = load(model, dtype=dtype)
+    assert {parameter.dtype for parameter in policy._pipeline.vae.parameters()} == {runs_in}
+    assert policy.decode(sample()[0]).std() > 1
 
 
 def test_decoding_is_that_of_the_pipeline(folder: Path) -> None:

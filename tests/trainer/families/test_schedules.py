@@ -12,10 +12,12 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
+from tests.drawing import assert_same_pictures, drawn_by, first_noise, grown_by, load, pictures, plain
 from tests.tiny import unet
 from trainer.config import ModelConfig
 from trainer.families.schedules import ddpm_schedule, flow_schedule
@@ -38,6 +40,58 @@ def test_ddpm_levels_are_ddims(families: dict[str, Path], name: str, steps: int)
     assert schedule.prediction_type == scheduler.config.prediction_type
     # None of these was trained to end at alpha_bar = 1.
     assert schedule.next_levels_T.signal[-1] == scheduler.alphas_cumprod[0].sqrt()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers', of numpy
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("steps", [7, 28, 30, 40])
+def test_ddpm_levels_are_eulers_at_any_number_of_steps(
+    families: dict[str, Path], name: str, steps: int
+) -> None:
+    """Euler's method in noise / signal is DDIM; at last it leaves no noise, and DDIM the model's least."""
+    pipeline = pipeline_of(families[name])
+    scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    schedule = ddpm_schedule(pipeline, steps)
+    assert schedule.timesteps_T.tolist() == scheduler.timesteps.tolist()
+    for levels, sigmas in (
+        (schedule.levels_T, scheduler.sigmas[:-1]),
+        (schedule.next_levels_T[:-1], scheduler.sigmas[1:-1]),
+    ):
+        torch.testing.assert_close(levels.noise / levels.signal, sigmas)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("steps", [28, 30])
+def test_where_steps_are_uneven_diffusers_ddim_differs_little(
+    families: dict[str, Path], name: str, steps: int
+) -> None:
+    """It takes each for 1000 // steps timesteps, so that some end a timestep before the next begins."""
+    drawn = pictures(grown_by(load(families[name], None), steps=steps))
+    differences = np.abs(drawn - 255 * drawn_by(plain(families[name]), first_noise(), steps, 3.0))
+    assert 0.6 < differences.max() < 5
+    assert differences.mean() < 0.5
+
+
+@pytest.mark.parametrize("sampling", [{}, {"eta": 1.0}, {"solver": "dpmpp_2m"}])
+def test_a_model_that_starts_without_signal_draws_what_diffusers_does(
+    families: dict[str, Path], tmp_path: Path, sampling: dict[str, Any]
+) -> None:
+    """Of zero terminal SNR (arXiv 2305.08891): log(signal / noise) begins at minus infinity."""
+    folder = shutil.copytree(families["sd2"], tmp_path / "model")
+    DDIMScheduler.from_config(
+        DDIMScheduler.load_config(folder / "scheduler"),
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    ).save_pretrained(folder / "scheduler")
+    policy = load(folder, None)
+    assert policy.schedule(4).levels_T.signal[0] == 0
+    grown = grown_by(policy, **sampling)
+    assert grown.states.isfinite().all()
+    assert grown.clean.isfinite().all()
+    if not sampling:
+        assert_same_pictures(pictures(grown), drawn_by(plain(folder), first_noise(), 4, 3.0))
+    assert pictures(grown).std() > 5
 
 
 def test_a_distilled_unet_is_refused(families: dict[str, Path]) -> None:
