@@ -43,6 +43,12 @@ def train_a_step(policy: Policy) -> None:
         optimizer.zero_grad()
 
 
+@pytest.fixture
+def compiles_afresh() -> None:
+    """What earlier tests had compiled is forgotten: otherwise it may be taken, whoever ran it."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="module")
 def folder(pipelines: dict[str, Path]) -> Path:
     return pipelines["epsilon"]
@@ -177,16 +183,9 @@ def test_activations_of_so_many_states_exist_at_a_time(folder: Path) -> None:
     assert sizes[5:] == [2]
 
 
+@pytest.mark.usefixtures("compiles_afresh")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of torch's own
-@pytest.mark.parametrize(
-    ("name", "blocks"),
-    [
-        pytest.param("sd1", 4, marks=pytest.mark.slow),
-        ("sdxl", 4),
-        ("sd3", 2),
-        pytest.param("flux-dev", 2, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "blocks"), [("sd1", 4), ("sdxl", 4), ("sd3", 2), ("flux-dev", 2)])
 def test_compiled_blocks_change_neither_prediction_nor_gradient(
     families: dict[str, Path], name: str, blocks: int
 ) -> None:
@@ -207,7 +206,25 @@ def test_compiled_blocks_change_neither_prediction_nor_gradient(
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.usefixtures("compiles_afresh")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of torch's own
+@pytest.mark.parametrize("name", ["sd35", pytest.param("flux-dev", marks=pytest.mark.slow)])
+def test_blocks_stay_compiled_whatever_is_asked_of_them(families: dict[str, Path], name: str) -> None:
+    policy = load(families[name], image_size=IMAGE_SIZE, compile=True)
+    noise, times = sample()
+    text = policy.encode(TEXTS)
+    with torch._dynamo.config.patch(debug_backend_override=">=0:eager", fail_on_recompile_limit_hit=True):
+        for rows in (torch.tensor([0, 1]), torch.tensor([0, 1, 1]), torch.tensor([1])):
+            asked = noise[rows], times[rows], text.take(rows), 3.0
+            policy.predict(*asked).square().mean().backward()
+            with torch.no_grad(), policy.reference():
+                policy.predict(*asked)
+            with torch.no_grad(), policy.sampling():
+                policy.predict(*asked)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiles_afresh")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of torch's own
 @TRAINED
 def test_compiling_changes_no_prediction(folder: Path, tmp_path: Path, lora: LoraConfig | None) -> None:
