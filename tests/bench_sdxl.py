@@ -69,7 +69,7 @@ def configured(arguments: argparse.Namespace, folder: Path, *, lora: bool, size:
         "dtype": "bfloat16",
         "image_size": size,
         "gradient_checkpointing": not lora or size > 512,
-        "decoding": "sliced",
+        "decoded_at_a_time": 1,
         "compile": arguments.compile,
     }
     return TrainConfig.model_validate(

@@ -83,9 +83,14 @@ def test_every_method_learns_there(tmp_path: Path, method: str, lora: str) -> No
     [
         ["model.dtype=bfloat16"],
         ["model.dtype=bfloat16", "model.lora=null"],
-        ["model.dtype=float16", "model.decoding=sliced"],
+        ["model.dtype=float16", "model.decoded_at_a_time=1"],
         ["model.dtype=float16", "model.lora=null"],
-        ["model.dtype=bfloat16", "model.gradient_checkpointing=true", "model.decoding=tiled"],
+        [
+            "model.dtype=bfloat16",
+            "model.gradient_checkpointing=true",
+            "model.decoded_at_a_time=1",
+            "model.tiled=true",
+        ],
         ["model.offload=true"],
         ["model.states_with_gradients=1"],
         pytest.param(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -119,6 +120,21 @@ def write_flux(folder: Path, *, guided: bool) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_preview_decoder(folder: Path, *, channels: int = LATENT_SHAPE[0], stages: int = 2) -> str:
+    """An AutoencoderTiny with random weights that enlarges latents 2 ** (stages - 1) times."""
+    torch.manual_seed(0)
+    widths, blocks = (4,) * stages, (1,) * stages
+    made = AutoencoderTiny(
+        latent_channels=channels,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks,
+    )
+    made.save_pretrained(folder)
+    return str(folder)
 
 
 def _shifted_vae() -> AutoencoderKL:

@@ -166,7 +166,9 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         state = mean + std * noise[j + 1, :, :noises] if sampling.eta > 0 else mean
         densities.append(_densities(state, mean.expand_as(state), std).expand(-1, branches))
         if j in wanted:
-            decoded[j], taken_s = _decoded(policy, state if j == steps - 1 else clean, branches)
+            finished = j == sampling.steps - 1
+            shown = state if j == steps - 1 else clean
+            decoded[j], taken_s = _decoded(policy, shown, branches, preview=not finished)
             decoding_s += taken_s
         earlier = clean.expand_as(state) if sampling.solver == "dpmpp_2m" else None
     return Branches(
@@ -198,11 +200,13 @@ def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return densities_PK
 
 
-def _decoded(policy: Policy, latents: Tensor, branches: int) -> tuple[NDArray[np.uint8], float]:
+def _decoded(
+    policy: Policy, latents: Tensor, branches: int, *, preview: bool
+) -> tuple[NDArray[np.uint8], float]:
     """(P, K, C, h, w) latents, or of (P, 1) that K share, to (P, K, H, W, 3) pictures; seconds taken."""
     if latents.is_cuda:
         torch.cuda.synchronize()  # or the denoiser's time would count; decoding waits anyway
     began = time.perf_counter()
-    pictures = policy.decode(latents.flatten(0, 1))
+    pictures = policy.decode(latents.flatten(0, 1), preview=preview)
     of_latents = pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
     return of_latents.repeat(branches // latents.shape[1], axis=1), time.perf_counter() - began

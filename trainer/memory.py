@@ -17,6 +17,7 @@ from trainer.autoencoder import decoded, encoded
 from trainer.config import ModelConfig, TrainConfig
 from trainer.encoded import AT_A_TIME
 from trainer.families.family import Family
+from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
 from trainer.held_out import drawn_at_a_time
 from trainer.live_memory import AsOnDevice, LiveMemory
@@ -53,6 +54,7 @@ def memory_of(config: TrainConfig) -> Memory:
         ModelError, OSError: the model cannot be used.
     """
     family = _weightless(config)
+    previews = _preview_decoder(config, family)
     policy = Policy(family, ModelConfig(path=config.model.path, lora=config.model.lora), META)
     # FSDP leaves each rank as much of every weight as torch.chunk leaves the first.
     parts = [torch.atleast_1d(weight.detach()).chunk(_shares(config)) for weight in policy.parameters]
@@ -70,6 +72,7 @@ def memory_of(config: TrainConfig) -> Memory:
         "weights that sampled": numbers * _FLOAT32 if config.method == "diffusion_nft" else 0,
         "text encoders": _encoders_bytes(family) if resident else 0,
         "autoencoder": _module_bytes(family.pipeline.vae) if resident else 0,
+        "preview decoder": _module_bytes(previews) if resident and previews else 0,
     }
     return Memory(standing, _working(config, family, policy, gradients=numbers * _FLOAT32))
 
@@ -96,7 +99,7 @@ def _working(config: TrainConfig, family: Family, policy: Policy, *, gradients: 
     rehearsal = _Rehearsal(config, family, policy)
     if config.data is None:
         drawn = config.prompts_at_a_time * config.branching.branches
-        phases = rehearsal.drawing(config.prompts_at_a_time, drawn, config.path_steps)
+        phases = rehearsal.drawing(config.prompts_at_a_time, drawn, config.path_steps, training=True)
     else:
         phases = {
             "encoding": rehearsal.encoding(config.prompts_at_a_time),
@@ -128,7 +131,7 @@ class _Rehearsal:
         if self._is_sharded:
             self._as_in_blocks()
 
-    def drawing(self, prompts: int, pictures: int, steps: int) -> dict[str, int]:
+    def drawing(self, prompts: int, pictures: int, steps: int, *, training: bool = False) -> dict[str, int]:
         """Pictures from noise, where ranks that share the denoiser have the whole of it."""
         gathered = self._gathered if self._is_sharded else 0
         # The noise of every step and the states between, which later wait in the host's memory.
@@ -136,7 +139,7 @@ class _Rehearsal:
         return {
             "encoding": gathered + self.encoding(prompts),
             "sampling": gathered + grown + self._sampling(pictures),
-            "decoding": gathered + grown + self._decoding(pictures),
+            "decoding": gathered + grown + self._decoding(pictures, of_previews=training),
         }
 
     def encoding(self, prompts: int) -> int:
@@ -174,10 +177,19 @@ class _Rehearsal:
         self._as_there.forget()
         return memory.peak
 
-    def _decoding(self, pictures: int) -> int:
-        with AsOnDevice(torch.float32), LiveMemory() as memory:
-            decoded(self._family.pipeline.vae, self._latents(pictures))
-        return memory.peak + self._visiting_vae
+    def _decoding(self, pictures: int, *, of_previews: bool) -> int:
+        own, previews = self._family.pipeline.vae, _preview_decoder(self._config, self._family)
+        most = []
+        for vae in self._decoders(own, previews) if of_previews and previews else [own]:
+            visiting = _module_bytes(vae) if self._config.model.offload else 0
+            with AsOnDevice(torch.float32), LiveMemory() as memory:
+                decoded(vae, self._latents(pictures), self._config.model.decoded_at_a_time)
+            most.append(memory.peak + visiting)
+        return max(most)
+
+    def _decoders(self, own: nn.Module, previews: nn.Module) -> list[nn.Module]:
+        """What decodes while branches grow: where they end early, none of their pictures is finished."""
+        return [previews] if self._config.path_steps < self._config.sampling.steps else [previews, own]
 
     def _as_in_blocks(self) -> None:
         """Weights have the format in which blocks come together, and their gradients go to other ranks."""
@@ -210,8 +222,7 @@ class _Rehearsal:
 def _weightless(config: TrainConfig) -> Family:
     """The model as a rank sets it up, without values."""
     family = load_weightless(check_model(config.model), config.model)
-    family.pipeline.vae.use_slicing = config.model.decoding != "whole"
-    family.pipeline.vae.use_tiling = config.model.decoding == "tiled"
+    family.pipeline.vae.use_tiling = config.model.tiled
     if config.model.gradient_checkpointing:
         # What is computed again in the backward pass is not within the modes around it.
         then = AsOnDevice(getattr(torch, config.model.dtype), keeps_copies=False)
@@ -220,6 +231,11 @@ def _weightless(config: TrainConfig) -> Family:
         )
         family.network.enable_gradient_checkpointing(again)
     return family
+
+
+def _preview_decoder(config: TrainConfig, family: Family) -> nn.Module | None:
+    path, dtype = config.model.preview_decoder, getattr(torch, config.model.dtype)
+    return load_preview_decoder(path, family, dtype, weightless=True) if path else None
 
 
 def _shares(config: TrainConfig) -> int:

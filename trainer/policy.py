@@ -28,6 +28,7 @@ from trainer.diffusion import Schedule
 from trainer.encoded import Encoded
 from trainer.families.family import Conditioning, Family, ModelError
 from trainer.families.index import check_model, load_options, not_there
+from trainer.families.previews import load_preview_decoder
 from trainer.sharding import assembled, gathered, shard
 
 __all__ = ["ModelError", "Policy", "check_model"]
@@ -46,17 +47,10 @@ class Policy:
         sharded: bool = False,
     ) -> None:
         self._family, self._pipeline, self.device = family, family.pipeline, device
-        vae, network = self._pipeline.vae, family.network
+        network = family.network
         self._visitors: list[UserCpuOffloadHook] = []
-        for module in self._pipeline.components.values():
-            if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
-                if module is not network:
-                    self._place(module, visits=config.offload)
-        vae.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
-        if vae.dtype == torch.float16 and vae.config.force_upcast:
-            vae.float()  # SDXL's autoencoder overflows in half precision
         self._dtype: torch.dtype = network.dtype
+        self._decoded_at_a_time, self._preview_decoder = config.decoded_at_a_time, self._place_parts(config)
         self.lora = config.lora
         self.denoiser: nn.Module = network
         self.sharded = sharded
@@ -112,8 +106,7 @@ class Policy:
         family = kind(pipeline, config.image_size)
         if config.gradient_checkpointing:
             family.network.enable_gradient_checkpointing()
-        pipeline.vae.use_slicing = config.decoding != "whole"
-        pipeline.vae.use_tiling = config.decoding == "tiled"
+        pipeline.vae.use_tiling = config.tiled
         if adapter is not None:
             pipeline.load_lora_weights(adapter)
         return cls(family, config, device or torch.device("cpu"), trainable=trainable, sharded=sharded)
@@ -189,9 +182,10 @@ class Policy:
         finally:
             self._reference_active = False
 
-    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """(N, C, h, w) latents to (N, H, W, 3) pictures."""
-        pictures = decoded(self._pipeline.vae, latents)
+    def decode(self, latents: Tensor, *, preview: bool = False) -> NDArray[np.uint8]:
+        """(N, C, h, w) latents to (N, H, W, 3) pictures, by what decodes previews where one is there."""
+        vae = self._preview_decoder if preview and self._preview_decoder else self._pipeline.vae
+        pictures = decoded(vae, latents, self._decoded_at_a_time)
         self._send_home()
         return np.asarray(pictures.cpu())
 
@@ -248,12 +242,25 @@ class Policy:
         self._send_home()
         return empty
 
-    def _place(self, module: nn.Module, *, visits: bool) -> None:
-        """Onto the device, now or whenever it is called."""
-        if visits:
-            self._visitors.append(cpu_offload_with_hook(module, self.device)[1])
-        else:
-            module.to(self.device)
+    def _place_parts(self, config: ModelConfig) -> nn.Module | None:
+        """All but the denoiser onto the device; returns what decodes previews, where that is another."""
+        parts = [part for part in self._pipeline.components.values() if isinstance(part, nn.Module)]
+        path, previews = config.preview_decoder, None
+        if path:
+            previews = load_preview_decoder(path, self._family, self._dtype)
+            parts.append(previews)
+        for part in parts:
+            part.requires_grad_(requires_grad=False).eval()
+            if part is self._family.network:
+                continue
+            if config.offload:  # it visits the device whenever it is called
+                self._visitors.append(cpu_offload_with_hook(part, self.device)[1])
+            else:
+                part.to(self.device)
+        vae = self._pipeline.vae.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.float()  # SDXL's autoencoder overflows in half precision
+        return previews
 
     def _send_home(self) -> None:
         for visitor in self._visitors:

@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 
 from tests.small_run import configured, in_two_ranks, started
 from tests.tiny import write_pipeline
+from tests.tiny_families import write_preview_decoder
 from trainer.config import TrainConfig
 from trainer.costs import forget_peak, recent_peak_bytes
 from trainer.loop import sample
@@ -92,6 +93,21 @@ def test_evaluations_are_counted(pipelines: dict[str, Path], tmp_path: Path) -> 
     assert more["evaluating"] == pytest.approx(2 * usual["evaluating"], rel=0.2)
     assert phases("evaluation.batch_size=12", "evaluation.draws=6")["evaluating"] == usual["evaluating"]
     assert "evaluating" not in phases("prompts.held_out=null")
+
+
+def test_previews_take_what_decodes_them_and_some_at_a_time(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    def planned(*options: str) -> Memory:
+        given = ("prompts.held_out=null", "sampling.steps=4", "branching.branches=8", *options)
+        return memory_of(configured(tmp_path, pipelines["epsilon"], *given))
+
+    tiny = f"model.preview_decoder={write_preview_decoder(tmp_path / 'tiny')}"
+    own, finished, early = planned(), planned(tiny), planned(tiny, "branching.end=3")
+    assert own.standing["preview decoder"] == 0 < early.standing["preview decoder"]
+    assert finished.working["decoding"] == own.working["decoding"]
+    assert early.working["decoding"] < own.working["decoding"]
+    assert planned("model.decoded_at_a_time=1").working["decoding"] < own.working["decoding"] / 2
 
 
 def test_given_pictures_are_compressed_and_not_grown(pipelines: dict[str, Path], tmp_path: Path) -> None:

@@ -280,8 +280,7 @@ def test_pictures_may_be_decoded_in_parts(folder: Path) -> None:
     with torch.no_grad():
         decoded = pipeline.vae.tiled_decode(latents / pipeline.vae.config.scaling_factor).sample
     expected = (pipeline.image_processor.postprocess(decoded, output_type="np") * 255).round()
-    whole, sliced, tiled = (
-        load(folder, decoding=way).decode(latents).astype(int) for way in ("whole", "sliced", "tiled")
-    )
+    ways: tuple[dict[str, Any], ...] = ({}, {"decoded_at_a_time": 1}, {"tiled": True})
+    whole, sliced, tiled = (load(folder, **way).decode(latents).astype(int) for way in ways)
     assert abs(sliced - whole).max() <= 1
     assert abs(tiled - expected).max() <= 1 < abs(tiled - whole).max()

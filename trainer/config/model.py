@@ -41,5 +41,10 @@ class ModelConfig(Section):
     """Side of its pictures in pixels; null takes the size the model was made for."""
     offload: bool = False
     """Whether text encoders and autoencoder wait in the host's memory and visit the device to be used."""
-    decoding: Literal["whole", "sliced", "tiled"] = "whole"
-    """Batches as a whole, or to save memory a picture at a time, or that in tiles, blended at the seams."""
+    decoded_at_a_time: Count | None = None
+    """Most pictures decoded together, which bounds memory; null decodes a batch as a whole."""
+    tiled: bool = False
+    """Whether pictures larger than the autoencoder was made for are decoded in tiles, blended at seams."""
+    preview_decoder: str | None = None
+    """Folder or hub id of an AutoencoderTiny (as TAESD) that decodes x0 previews on the way for a fraction of
+    the work; null takes the model's own autoencoder, which decodes finished pictures always."""

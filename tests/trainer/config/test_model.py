@@ -17,7 +17,7 @@ def test_what_is_not_said_is_left_to_the_model() -> None:
     "wrong",
     [
         {"image_size": 0},
-        {"decoding": "halved"},
+        {"decoded_at_a_time": 0},
         {"dtype": "int8"},
         {"lora": {"target_modules": []}},
         {"lora": {"rank": 0}},
