@@ -23,6 +23,7 @@ from reward_services.options import (
     AestheticOptions,
     ClipOptions,
     CompositionalOptions,
+    CustomOptions,
     GenevalOptions,
     Hpsv2Options,
     ImageRewardOptions,
@@ -135,6 +136,7 @@ Reward = Annotated[
     _Scored[Literal["aesthetic"], AestheticOptions]
     | _Scored[Literal["clip"], ClipOptions]
     | _Scored[Literal["compositional"], CompositionalOptions]
+    | _Scored[Literal["custom"], CustomOptions]
     | _Scored[Literal["geneval"], GenevalOptions]
     | _Scored[Literal["hpsv2"], Hpsv2Options]
     | _Scored[Literal["image_reward"], ImageRewardOptions]

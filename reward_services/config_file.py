@@ -79,11 +79,11 @@ def _env_located(env: dict[str, Any] | None, folder: Path) -> dict[str, Any] | N
 
 
 def _located(named: str | dict[str, str], folder: Path) -> str | dict[str, str]:
-    """An absolute path for a folder, existing or meant as one; anything else is a name on the hub."""
+    """An absolute path for a folder or file, existing or meant as one; anything else is a name on the hub."""
     if isinstance(named, dict):
         return {name: str(_located(one, folder)) for name, one in named.items()}
-    is_folder = (folder / named).is_dir() or named.startswith(".") or named.count("/") > 1
-    return str((folder / named).resolve()) if is_folder else named
+    is_meant = named.startswith(".") or named.endswith(".py") or named.count("/") > 1
+    return str((folder / named).resolve()) if is_meant or (folder / named).exists() else named
 
 
 def _explained(error: ValidationError) -> str:

@@ -83,7 +83,7 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
     # with that, other settings reach the running ones. (By a Serve configuration file they do where `args`
     # stay and a deployment's `user_config` changes.)
     replica = JudgeReplica if reward.scorer in JUDGES else RewardReplica
-    same_code: Any = deployment(replica).options(version=of_code(), _internal=True)
+    same_code: Any = deployment(replica).options(version=of_code(reward), _internal=True)
     return same_code.bind(name)  # type: ignore[no-any-return]  # Any, for the two arguments above
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """The numbers that a model runs in."""
@@ -147,6 +147,19 @@ class CompositionalOptions(TorchOptions):
         if not self.revisions.keys() <= self.models.keys():
             raise ValueError(f"revisions may name the models only: {', '.join(self.models)}")
         return self
+
+
+class CustomOptions(ScorerOptions):
+    """Options of the `custom` scorer: code that runs with the replica's rights, which no request can name."""
+
+    folders = ("path",)
+
+    path: str
+    """A Python file, or the folder of a package."""
+    name: str = "score"
+    """Of a function or a class in it."""
+    arguments: dict[str, JsonValue] = {}
+    """Keyword arguments: of the class, or of the function beside images and prompts."""
 
 
 class JpegOptions(ScorerOptions):

@@ -102,5 +102,6 @@ class Pipeline:
         image, prompt = self._scorer.golden()
         score: Score = self._scorer.score([image], [prompt])[0]
         if score.value is None:
-            raise ReplicaFailed(f"the golden sample cannot be scored: {score.error}")
+            why = score.error and (score.error.detail or score.error.title)
+            raise ReplicaFailed(f"the golden sample cannot be scored: {why}")
         return score.value

@@ -3,15 +3,18 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests import mean_pixel
 from tests.ports import free_port
 from tests.small_run import settings
 from tests.tiny import write_pipeline
@@ -55,7 +58,9 @@ def tree(tmp_path: Path) -> Path:
     write_pipeline(tmp_path / "tree" / "model", "epsilon")
     values = settings(tmp_path / "tree", Path("model"))
     light = {"scorer": "jpeg", "num_cpus": 0.1}
-    rewards = {"jpeg": light, "large": {**light, "options": {"direction": "incompressible"}}}
+    rewards: dict[str, Any] = {"jpeg": light, "large": {**light, "options": {"direction": "incompressible"}}}
+    rewards["mine"] = {**light, "scorer": "custom", "options": {"path": "mine.py"}}
+    shutil.copy(mean_pixel.__file__, tmp_path / "tree" / "mine.py")
     (tmp_path / "tree" / "rewards.yaml").write_text(yaml.safe_dump({"rewards": rewards}), encoding="utf-8")
     values["prompts"] = {"train": "train.jsonl", "held_out": "held-out.jsonl"}
     values["rewards"] |= {"services": "rewards.yaml", "url": None, "ready_timeout_s": PATIENCE_S}

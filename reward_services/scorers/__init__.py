@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from reward_services.scorers.custom import custom_scorer
 from reward_services.scorers.jpeg import Direction, JpegScorer
 from reward_services.scorers.scorer import Scorer
 
@@ -38,6 +39,7 @@ SCORERS: Mapping[str, Callable[..., Scorer[Any, Any]]] = {
     "aesthetic": _on_torch("aesthetic", "AestheticScorer"),
     "clip": _on_torch("clip", "ClipScorer"),
     "compositional": _on_torch("compositional", "CompositionalScorer"),
+    "custom": custom_scorer,
     "geneval": _on_torch("geneval", "GenevalScorer"),
     "hpsv2": _on_torch("hpsv2", "Hpsv2Scorer"),
     "image_reward": _on_torch("image_reward", "ImageRewardScorer"),

@@ -35,6 +35,8 @@ class Scorer(ABC, Generic[Item, Raw]):
     higher_is_better: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
     modality: ClassVar[tuple[Modality, ...]] = ("text", "image")
+    faults: ClassVar[tuple[type[Exception], ...]] = _MODEL_ERRORS
+    """What is an input's own failure when `prepare` or `run` raises it; anything else is the replica's."""
 
     revision: str
 
@@ -86,7 +88,7 @@ class Scorer(ABC, Generic[Item, Raw]):
             return self.prepare(image, prompt)
         except RewardError as error:
             return error
-        except _MODEL_ERRORS as error:
+        except self.faults as error:
             # Such as a tokenizer's, of a prompt that is no text: a lone surrogate.
             return _failure(error)
 
@@ -96,7 +98,9 @@ class Scorer(ABC, Generic[Item, Raw]):
             return []
         try:
             return [self.finish(raw).by(self.revision) for raw in self.run(items)]
-        except _MODEL_ERRORS as error:
+        except RewardError:
+            raise
+        except self.faults as error:
             if len(items) == 1:
                 return [Score.failed(_failure(error))]
         half = len(items) // 2

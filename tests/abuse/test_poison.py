@@ -21,6 +21,7 @@ from reward_services.scorers import SCORERS
 from reward_services.scorers.scorer import Scorer
 from reward_services.scorers.verifier import VerifierScorer
 from reward_services.shapes import captions, render
+from tests import mean_pixel
 from tests.abuse.hostile import JPEG, PNG, WEBP, saved
 from tests.rewards_here import RewardsHere
 from tests.tiny_detector import write_geneval
@@ -32,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "aesthetic": {**TORCH, "model": str(GOLDEN / "aesthetic" / "model"), "head": str(GOLDEN / "aesthetic")},
     "clip": {**TORCH, "model": CLIP},
     "compositional": {**TORCH, "models": {"one": IMAGE_REWARD, "other": IMAGE_REWARD}},
+    "custom": {"path": mean_pixel.__file__, "name": "score", "arguments": {}},
     "geneval": {**TORCH, "clip": CLIP},  # and a detector and tasks, which are made anew
     "hpsv2": {
         **TORCH,

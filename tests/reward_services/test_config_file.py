@@ -8,7 +8,13 @@ import pytest
 
 from reward_services import ConfigInvalid
 from reward_services.config_file import load_config
-from reward_services.options import AestheticOptions, ClipOptions, CompositionalOptions, MllmOptions
+from reward_services.options import (
+    AestheticOptions,
+    ClipOptions,
+    CompositionalOptions,
+    CustomOptions,
+    MllmOptions,
+)
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "rewards.yaml"
 GOOD = """
@@ -63,6 +69,16 @@ def test_each_folder_of_several_is_relative_to_the_file(tmp_path: Path) -> None:
     options = load_config(written(tmp_path, text)).rewards["c"].options
     assert isinstance(options, CompositionalOptions)
     assert options.models == {"near": str(tmp_path / "near"), "far": "some/far"}
+
+
+@pytest.mark.parametrize("path", ["mine.py", "rewards/mine.py", "./mine.py", "package"])
+def test_a_file_of_code_is_relative_to_the_file(tmp_path: Path, path: str) -> None:
+    (tmp_path / "package").mkdir()
+    text = f"rewards: {{c: {{scorer: custom, options: {{path: {path}, arguments: {{weights: a/b}}}}}}}}"
+    options = load_config(written(tmp_path, text)).rewards["c"].options
+    assert isinstance(options, CustomOptions)
+    assert options.path == str((tmp_path / path).resolve())
+    assert options.arguments == {"weights": "a/b"}, "the code's own business"
 
 
 def test_a_name_without_a_folder_is_a_hub_model(tmp_path: Path) -> None:

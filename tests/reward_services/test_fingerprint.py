@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_services.config import ServicesConfig
-from reward_services.fingerprint import fingerprint
+from reward_services.fingerprint import fingerprint, of_code, of_contents
 
 
 def config(model: Path | str, **more: Any) -> ServicesConfig:
@@ -58,3 +58,30 @@ def test_so_are_the_files_of_a_model_folder(tiny_clip: Path, tmp_path: Path) -> 
     assert fingerprint(config(folder)) == before
     os.utime(folder / "model.safetensors", ns=(1, 1))
     assert fingerprint(config(folder)) != before
+
+
+def custom(path: Path, **arguments: int) -> ServicesConfig:
+    reward = {"scorer": "custom", "options": {"path": str(path), "arguments": arguments}}
+    return ServicesConfig.model_validate({"rewards": {"one": reward}})
+
+
+def test_so_is_code_of_ones_own_in_however_deep_a_package(tmp_path: Path) -> None:
+    """Its replicas are to restart, which other arguments do not make them do."""
+    one, other = custom(tmp_path), custom(tmp_path, n=1)
+    (tmp_path / "nets").mkdir()
+    before = fingerprint(one), of_code(one.rewards["one"]), of_contents(tmp_path)
+    assert fingerprint(other) != before[0]
+    assert of_code(other.rewards["one"]) == before[1]
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "net.pyc").touch()
+    assert (fingerprint(one), of_code(one.rewards["one"]), of_contents(tmp_path)) == before
+    (tmp_path / "nets" / "net.py").touch()
+    after = fingerprint(one), of_code(one.rewards["one"]), of_contents(tmp_path)
+    assert not set(after) & set(before)
+
+
+def test_other_files_of_a_model_restart_nothing(tmp_path: Path) -> None:
+    reward = config(tmp_path).rewards["one"]
+    before = of_code(reward)
+    (tmp_path / "model.safetensors").touch()
+    assert of_code(reward) == before

@@ -11,6 +11,7 @@ from reward_services import ImageInvalid, RequestInvalid, RewardError, Score
 from reward_services.images import check_array
 from reward_services.scorers import SCORERS
 from reward_services.scorers.scorer import Pixels, Scorer, finite_score
+from tests import mean_pixel
 from tests.tiny_detector import write_geneval
 
 
@@ -106,6 +107,7 @@ def options(golden: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
         "aesthetic": {"model": str(look / "model"), "head": str(look), "torch_threads": 1},
         "clip": {"model": str(clip), "torch_threads": 1},
         "compositional": {"models": {"one": str(liking)}, "torch_threads": 1},
+        "custom": {"path": mean_pixel.__file__, "name": "score", "arguments": {"scale": 0.5}},
         "geneval": {"clip": str(clip), "torch_threads": 1, **write_geneval(tmp_path, "a bench")},
         "hpsv2": {"model": str(hps), "architecture": str(hps / "architecture"), "torch_threads": 1},
         "image_reward": {"model": str(liking), "torch_threads": 1},
