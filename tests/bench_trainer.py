@@ -8,7 +8,8 @@ trunk half way, where the published code's random step is on average, and end af
 for each batch. Speed: the two in turn, every latency in every round, medians over rounds of the ratio within
 a round. Memory: what an update of each holds at most above the loaded model, as torch's allocators count; the
 published code knows one prompt at a time. Ours is set to need little: few states have gradients at a time,
-those of a pair beyond them are evaluated twice, and pictures are decoded one by one.
+those of a pair beyond them are evaluated twice, and pictures are decoded some at a time, previews by the tiny
+autoencoder that the embedded model has for them, or with `--preview-decoder ''` by the model's own.
 It needs no Ray.
 """
 
@@ -62,7 +63,8 @@ def configured(arguments: argparse.Namespace, method: str, folder: Path) -> Trai
                 "dtype": arguments.dtype,
                 "image_size": arguments.image_size,
                 "states_with_gradients": arguments.states_with_gradients,
-                "decoding": arguments.decoding,
+                "decoded_at_a_time": arguments.decoded_at_a_time,
+                "preview_decoder": arguments.preview_decoder or None,
             },
             "prompts": {"train": str(SHAPES / "prompts" / "train.jsonl")},
             "rewards": {"url": "http://127.0.0.1:9", "weights": dict.fromkeys(REWARDS, 0.5)},
@@ -242,7 +244,8 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=5, help="prompts sampled at a time")
     parser.add_argument("--branches-per-micro-batch", type=int, default=1, help="replayed together")
     parser.add_argument("--states-with-gradients", type=int, default=4, help="more are evaluated twice")
-    parser.add_argument("--decoding", choices=("whole", "sliced"), default="sliced")
+    parser.add_argument("--decoded-at-a-time", type=int, default=5, help="pictures of ours")
+    parser.add_argument("--preview-decoder", default=str(SHAPES / "preview-decoder"), help="'' is none")
     parser.add_argument("--latencies", type=int, nargs="+", default=LATENCIES_MS, help="in milliseconds")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args(given)

@@ -1,6 +1,7 @@
-"""Makes the embedded default again from its seeds: `make shapes`, some 110 minutes on two cores.
+"""Makes the embedded default again from its seeds: `make shapes`, two hours on two cores.
 
     autoencoder ─▶ base model, right captions ─▶ base model, web captions ─┐
+        └─▶ preview decoder                                                │
     CLIP on clean renders ─┬───────────────────────────────────────────────┴─▶ CLIP tuned on its samples
                            └─▶ judge
 
@@ -25,6 +26,7 @@ STAGES = (
     "base {work}/base --resume --clean --seconds 900 --learning-rate 1.4e-3 --seed 10 --pictures 64000",
     "base {work}/base --resume --clean --seconds 2400 --learning-rate 1.2e-3 --seed 30 --pictures 80000",
     "base {work}/base --resume --seconds 480 --learning-rate 1.5e-4 --seed 41 --pictures 24000",
+    "preview_decoder {work}/base/vae {work}/preview-decoder --seconds 600 --seed 0",
     "clip {work}/clip --seconds 480 --seed 0",
     "judge {work}/clip {work}/judge --seconds 520 --seed 0",
     "judge {work}/clip {work}/judge --resume --seconds 250 --seed 10",
@@ -62,7 +64,7 @@ def main() -> None:
         print(f"== {module} {' '.join(options)}", flush=True)
         subprocess.run([sys.executable, "-m", f"deploy.shapes.{module}", *options], check=True)
     halve(arguments.work / "base", arguments.folder / "base")
-    for name in ("clip", "judge", "preference-clip", "prompts"):
+    for name in ("preview-decoder", "clip", "judge", "preference-clip", "prompts"):
         shutil.copytree(arguments.work / name, arguments.folder / name, dirs_exist_ok=True)
     shutil.copy(arguments.work / "pictures.parquet", arguments.folder)
 
