@@ -99,7 +99,7 @@ class Contest:
             for each in (config, config.model_copy(update={"model": keeping}))
         )
         self._authors = AuthorsLayout(other.policy, config, scoring)
-        self._prompts = read_prompts(config.prompts.train)
+        self._prompts = read_prompts(str(config.prompts.train))
         self.shares = {"stall": 0.0, "decoding": 0.0}
         """Of the newest update of ours: waiting for rewards, and decoding previews for them."""
 

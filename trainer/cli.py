@@ -143,7 +143,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         ):
             compete(
                 comparison,
-                lambda config: cluster.run_ranks(config, cluster.start_coordinator(config)),
+                lambda config: cluster.run_ranks(config, cluster.scoring_of(config)),
                 scoring,
                 done,
             )

@@ -48,6 +48,7 @@ from trainer.preflight import check_reachable, check_room
 from trainer.ranks import Ranks
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder
+from trainer.scoring import Scoring, Unscored
 
 NAMESPACE = "diffusion-sharpening"
 
@@ -112,10 +113,10 @@ class _Trainer(TorchTrainer):
 
 
 @contextlib.contextmanager
-def scoring_on_ray(
-    config: TrainConfig, address: str | None, *, trains: bool = True
-) -> Iterator[CoordinatorScoring]:
+def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = True) -> Iterator[Scoring]:
     """A Ray cluster with reward services and a coordinator before them, for as long as this context lasts.
+
+    Without rewards it is a cluster alone.
 
     Args:
         config: which rewards: `rewards.services` are deployed, `rewards.url` are reached over HTTP.
@@ -139,12 +140,12 @@ def scoring_on_ray(
         if services is not None:
             deploy(services, timeout_s=config.rewards.ready_timeout_s)
         devices = Devices(services.gpus, services.cpus) if services else None
-        yield replace(start_coordinator(config), devices=devices)
+        yield scoring_of(config, devices)
     finally:
         ray.shutdown()
 
 
-def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
+def run_ranks(config: TrainConfig, scoring: Scoring) -> None:
     """Run the loop on every rank by Ray Train and wait for the end, which may be a stop that was asked for.
 
     Raises:
@@ -155,7 +156,7 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
     # Ray Train wants a place that all nodes see, though the loop keeps its own checkpoints.
     storage = config.run_folder.absolute() / ".ray_train"
     shutil.rmtree(storage, ignore_errors=True)
-    if config.rewards.revisions == "pin":
+    if config.rewards.revisions == "pin" and isinstance(scoring, CoordinatorScoring):
         scoring = scoring.pinned(RunFolder(config.run_folder), _rewards_of(config))
     trainer = _Trainer(
         # Bound to the function, what ranks need is unpacked by them alone: the controller imports no model.
@@ -199,7 +200,7 @@ def run_ranks(config: TrainConfig, scoring: CoordinatorScoring) -> None:
             signal.signal(signal.SIGINT, handler)
 
 
-def _rank_main(settings: Mapping[str, Any], scoring: CoordinatorScoring) -> None:
+def _rank_main(settings: Mapping[str, Any], scoring: Scoring) -> None:
     config = TrainConfig.model_validate(settings)
     torch.set_num_threads(config.ranks.torch_threads)
     context = ray.train.get_context()
@@ -241,9 +242,16 @@ def _connect(address: str | None) -> None:
         raise RunFailed(f"cannot use a Ray cluster {where}: {_last_line(error)}") from error
 
 
-def start_coordinator(config: TrainConfig) -> CoordinatorScoring:
-    """A coordinator of its own for one run, before rewards that `scoring_on_ray` has made ready."""
+def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
+    """A coordinator of its own for one run, before rewards that `scoring_on_ray` has made ready.
+
+    Args:
+        config: which rewards; without any nothing is started.
+        devices: that the rewards reserve, if that is known.
+    """
     options = config.rewards
+    if not options.names:
+        return Unscored()
     rewards: Rewards
     if options.services is not None:
         rewards = connect()
@@ -265,7 +273,7 @@ def start_coordinator(config: TrainConfig) -> CoordinatorScoring:
     )
     # No picture yet: asked now, a reward that is not there is found before anything is written.
     _get(coordinator.score.remote([], [], names))
-    return CoordinatorScoring(coordinator)
+    return CoordinatorScoring(coordinator, devices=devices)
 
 
 def _rewards_of(config: TrainConfig) -> list[str]:

@@ -90,10 +90,9 @@ def _changes(earlier: Any, now: Any, name: str = "") -> set[str]:
 def _check_data(config: TrainConfig) -> None:
     """Look at all rows, and say which will be left out."""
     prompts, strict = config.prompts, config.prompts.strict
+    learned = prompts.train if config.data is None else None
     opened: list[Prompts | Rows] = [
-        read_prompts(source, strict=strict)
-        for source in (prompts.train, prompts.held_out)
-        if source is not None
+        read_prompts(source, strict=strict) for source in (learned, prompts.held_out) if source is not None
     ]
     if config.data is not None:
         opened.append(Rows(config.data))

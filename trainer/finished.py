@@ -128,11 +128,13 @@ def searched_with(
         ConfigError: it remains unknown which rewards judge, or where they are.
     """
     weights = {name: _weight(name, weight) for name, _, weight in (one.partition("=") for one in named)}
-    if run is None and (place is None or not weights):
+    own = run.rewards if run else RewardsConfig()
+    if not own.names and (place is None or not weights):
         raise ConfigError(
-            f"{model} is no run folder; say with --rewards where rewards are and with --reward which judge"
+            f"{model} has no rewards of a run; say with --rewards where rewards are and with --reward which "
+            "judge"
         )
-    chosen: dict[str, Any] = run.rewards.model_dump() if run else {}
+    chosen: dict[str, Any] = own.model_dump()
     if place is not None:
         chosen |= {"url": place, "services": None} if "://" in place else {"services": place, "url": None}
     rewards = RewardsConfig.model_validate({**chosen, "weights": weights or chosen["weights"], "judge": None})

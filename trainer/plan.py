@@ -78,7 +78,7 @@ def plan(
     rates = images_per_second or {}
     for name, rate in rates.items():
         if name not in config.rewards.weights:
-            known = ", ".join(config.rewards.weights)
+            known = ", ".join(config.rewards.weights) or "none"
             raise ValueError(f"--images-per-second names {name!r}; the run's rewards are {known}")
         if rate <= 0:
             raise ValueError(f"--images-per-second {name} must be above 0")
@@ -132,7 +132,8 @@ def as_table(config: TrainConfig, planned: Plan) -> str:
         f"  {'reward calls':34}{work.reward_calls:>12,}   of at most {config.rewards.batch_images} images",
     ]
     if not work.images_scored:
-        return "\n".join([*lines, "Pictures are given: rewards score held-out pictures only"])
+        scored = "rewards score held-out pictures only" if config.rewards.names else "nothing is scored"
+        return "\n".join([*lines, f"Pictures are given: {scored}"])
     if planned.sampling_s is None:
         return "\n".join([*lines, "Add --seconds-per-evaluation S, or --measure, for what rewards must do"])
     lines.append(f"  {'sampling':34}{planned.sampling_s:>10,.1f} s")

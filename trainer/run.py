@@ -172,20 +172,14 @@ def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.
     """
     newest = latest_checkpoint(config.run_folder, ranks)  # ranks meet for it, so before one can fail alone
     torch.manual_seed(config.seed)
-    prompts = read_prompts(config.prompts.train, strict=config.prompts.strict)
     sharded = config.ranks.sharding == "full" and ranks.world_size > 1
     policy = Policy.load(config.model, device, sharded=sharded)
-    stream = (
-        open_stream(config, config.data, policy, ranks)
-        if config.data
-        else PromptStream(prompts, seed=config.seed, left_out=prompts.left_out)
-    )
     counters = scoring.stats() if ranks.is_main else {}
     run = Run(
         config=config,
         policy=policy,
         learner=Learner(policy, config, ranks),
-        stream=stream,
+        stream=_stream(config, policy, ranks),
         scoring=scoring,
         ranks=ranks,
         folder=RunFolder(config.run_folder),
@@ -196,6 +190,14 @@ def start(config: TrainConfig, *, scoring: Scoring, ranks: Ranks, device: torch.
     if newest is not None:
         run.restore(newest)
     return run
+
+
+def _stream(config: TrainConfig, policy: Policy, ranks: Ranks) -> PromptStream | GivenStream:
+    """What the run learns from: pictures that are given, or prompts of which it draws some."""
+    if config.data is not None:
+        return open_stream(config, config.data, policy, ranks)
+    prompts = read_prompts(str(config.prompts.train), strict=config.prompts.strict)
+    return PromptStream(prompts, seed=config.seed, left_out=prompts.left_out)
 
 
 def _totals(lessons: Sequence[tuple[Lesson, dict[str, Tensor]]]) -> dict[str, tuple[float, int]]:

@@ -48,6 +48,26 @@ class Scoring(Protocol):
         ...
 
 
+class Unscored:
+    """`Scoring` of a run without rewards: nobody is asked for scores, and nothing stands behind it."""
+
+    devices = Devices()
+
+    def submit(
+        self, images: NDArray[np.uint8], prompts: Sequence[str], rewards: Sequence[str]
+    ) -> Callable[[], Scores]:
+        """Raises ValueError: there is nobody to score them."""
+        raise ValueError("the run has no rewards: set rewards.weights, and rewards.services or rewards.url")
+
+    def stats(self) -> Mapping[str, Any]:
+        """Nothing is counted."""
+        return {}
+
+    def revisions(self) -> Mapping[str, str]:
+        """There are no rewards to have one."""
+        return {}
+
+
 class TooManyFailures(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
     """More scores failed than rewards.failure_budget allows; the message carries the last cause."""
 

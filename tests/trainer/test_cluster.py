@@ -17,12 +17,13 @@ import yaml
 from ray import serve
 
 from reward_services import RewardUnknown
+from tests.captioned import rows, write_folder
 from tests.processes import PATIENCE_S, pids_titled, wait_for
 from tests.small_run import configured, picked, relative_difference, settings, weights_of
 from tests.sockets import beyond_loopback, documented
-from trainer.cluster import CoordinatorScoring, run_ranks, scoring_on_ray
+from trainer.cluster import CoordinatorScoring, run_ranks, scoring_of, scoring_on_ray
 from trainer.config import TrainConfig, load_config
-from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, watch
+from trainer.driver import RunFailed, begin, check, conclude, watch
 from trainer.metrics import read_metrics
 from trainer.revisions import RevisionChanged
 from trainer.run_folder import RunFolder
@@ -89,6 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, pipelines: dict[str, Path], 
 def on_ray(files: Path) -> Iterator[tuple[TrainConfig, CoordinatorScoring]]:
     config = load_config(files)
     with scoring_on_ray(config, None) as scoring:
+        assert isinstance(scoring, CoordinatorScoring)
         yield config, scoring
         serve.shutdown()
 
@@ -169,6 +171,20 @@ def test_killed_processes_cost_nothing_but_unsaved_updates(
     assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
     for spent in ("updates", "images_scored", "unet_evaluations"):
         assert summary(config)[spent] == summary(unbroken)[spent]
+
+
+def test_given_pictures_are_learned_without_a_coordinator(
+    on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+) -> None:
+    """Nobody is there to score them; who scores other runs on the cluster is left alone."""
+    config, _ = on_ray
+    source = write_folder(tmp_path / "pictures", rows(4))
+    overrides = ("method=standard", f"data.source={source}", "prompts={}", "rewards={}", "updates=1")
+    config = configured(tmp_path, Path(config.model.path), *overrides)
+    before = pids_titled(COORDINATOR)
+    run_ranks(config, scoring_of(config))
+    assert RunFolder(config.run_folder).is_finished
+    assert pids_titled(COORDINATOR) == before
 
 
 def test_a_mistake_ends_the_run_at_once(
@@ -275,26 +291,3 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert result.returncode == 0, result.stderr
     assert str(tmp_path / "run" / "report.html") in result.stdout
     assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
-
-
-def test_ranks_find_paths_from_another_working_directory(
-    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written(tmp_path, pipelines["epsilon"], tmp_path)
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path)
-    overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
-    overrides += ["rewards.services=rewards.yaml", "evaluation.features=model", "data.source=shards/*.tar"]
-    overrides += ["method=standard"]
-    config = absolute_paths(load_config(Path("settings.yaml"), overrides))
-    assert config.run_folder == tmp_path / "runs" / "a"
-    assert config.prompts.train == str(tmp_path / "train.jsonl")
-    assert config.data is not None
-    assert config.data.source == f"{tmp_path}/shards/*.tar"
-    assert config.rewards.services == tmp_path / "rewards.yaml"
-    assert config.model.path == config.evaluation.features == str(tmp_path / "model")
-    elsewhere = ["model.path=stabilityai/sdxl", "prompts.held_out=null", "evaluation.features=null"]
-    elsewhere += ["rewards.services=null", "rewards.url=http://rewards:8000"]
-    hub = absolute_paths(load_config(Path("settings.yaml"), elsewhere))
-    assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)
-    assert (hub.rewards.services, hub.evaluation.features) == (None, None)

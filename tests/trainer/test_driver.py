@@ -53,14 +53,20 @@ def test_mistakes_are_found_before_anything_is_written(
 def test_rows_that_are_left_out_are_told_before_anything_starts(
     pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line for each source, and one for all the runs of a comparison that share it."""
+    """A line for each source, and one for all the runs of a comparison that share it.
+
+    Prompts that a run has no use for are not looked at.
+    """
     bad = write_folder(tmp_path / "pictures", [*rows(2), {"text": " ", "image": picture("red")}])
-    config = configured(tmp_path, pipelines["epsilon"], "method=standard", f"data.source={bad}")
+    own = configured(tmp_path, pipelines["epsilon"])
+    given = configured(tmp_path, pipelines["epsilon"], "method=standard", f"data.source={bad}")
     for name in ("train", "held-out"):
         with (tmp_path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write("no prompt\n")
-    for seed in (0, 1):
-        check(config.model_copy(update={"seed": seed}))
+    unused = given.prompts.model_copy(update={"train": "nowhere.txt"})
+    for config in (own, given.model_copy(update={"prompts": unused})):
+        check(config)
+        check(config.model_copy(update={"seed": 9}))
     found = capsys.readouterr().err.splitlines()
     refuses = "--strict-data refuses them"
     unparsed = "1 whose text is not JSON (first: line 7)"
@@ -224,11 +230,22 @@ def assert_finished(config: TrainConfig) -> None:
     assert run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU)
 
 
-def test_paths_are_found_from_another_working_directory_and_ids_stay(config: TrainConfig) -> None:
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"path": "stabilityai/sdxl-turbo"})}
-    )
-    moved = absolute_paths(config)
-    assert moved.run_folder.is_absolute()
-    assert Path(moved.prompts.train).is_absolute()
-    assert moved.model.path == "stabilityai/sdxl-turbo"
+def test_paths_are_found_from_another_working_directory_and_ids_stay(
+    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
+    overrides += ["rewards.services=rewards.yaml", "evaluation.features=model", "data.source=shards/*.tar"]
+    here = configured(tmp_path, pipelines["epsilon"], "method=standard", *overrides)
+    config = absolute_paths(here)
+    assert config.run_folder == tmp_path / "runs" / "a"
+    assert config.prompts.train == str(tmp_path / "train.jsonl")
+    assert config.data is not None
+    assert config.data.source == f"{tmp_path}/shards/*.tar"
+    assert config.rewards.services == tmp_path / "rewards.yaml"
+    assert config.model.path == config.evaluation.features == str(tmp_path / "model")
+    elsewhere = ("model.path=stabilityai/sdxl", "data=null", "prompts.held_out=null")
+    hub = absolute_paths(configured(tmp_path, pipelines["epsilon"], *elsewhere))
+    assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)
+    assert (hub.rewards.services, hub.evaluation.features) == (None, None)

@@ -18,18 +18,21 @@ from tests.small_run import (
     weights_of,
 )
 from tests.tiny import TEXT_WIDTH
-from trainer.config import ConfigError, ModelConfig, TrainConfig
+from trainer.config import ModelConfig, TrainConfig, load_config
 from trainer.data.pairs import PreferencePair
 from trainer.data.rows import ImageText
+from trainer.driver import begin, check, conclude
 from trainer.given import lesson_of, open_stream
 from trainer.loop import run, sample
 from trainer.methods import Terms
 from trainer.metrics import read_metrics
+from trainer.plan import as_table, plan
 from trainer.policy import Policy
 from trainer.ranks import Ranks
 from trainer.replay import Lesson
 from trainer.run import Run
 from trainer.run_folder import RunFolder
+from trainer.scoring import Unscored
 
 
 @pytest.fixture
@@ -141,6 +144,22 @@ def test_a_whole_run_of_given_pictures_scores_none(
     assert [(line["images_given"], line["images_scored"]) for line in lines] == [(4, 0)] * 3
     assert all(line["images_per_second"] > 0 for line in lines)
     assert RunFolder(config.run_folder).is_finished
+
+
+@pytest.mark.parametrize("method", ["standard", "diffusion_dpo"])
+def test_given_pictures_are_learned_without_prompts_and_rewards(
+    pipelines: dict[str, Path], tmp_path: Path, captioned: Path, preferred: Path, method: str
+) -> None:
+    source = captioned if method == "standard" else preferred
+    config = config_of(tmp_path, pipelines["epsilon"], method, source, "prompts={}", "rewards={}")
+    assert as_table(config, plan(config)).endswith("Pictures are given: nothing is scored")
+    folder = check(config)
+    begin(config, folder)
+    assert load_config(folder.config_path) == config
+    assert run(config, scoring=Unscored(), ranks=Ranks(), device=CPU)
+    page = Path(conclude(folder).removeprefix("Report: ")).read_text(encoding="utf-8")
+    assert "given images learned" in page
+    assert not list(folder.path.glob("evaluations/*"))
 
 
 def updated(begun: Run, dealt: Path) -> None:
@@ -279,19 +298,3 @@ def test_a_lesson_keeps_prompts_and_seeds(
     assert [prompt.text for prompt in lesson.branches.prompts] == [item.prompt for item in items]
     assert lesson.selection.weights_PK.tolist() == [[1.0]] * 3
     assert lesson.seeds == (1, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("method=standard",), "set data.source"),
-        (("method=ddpo", "data.source=x"), "method=ddpo learns from its own branches; leave out data"),
-        (("method=ddpo", "loss.states=renoised"), "learns at visited states; leave out loss.states"),
-        (("method=d3po", "sampling.eta=0"), "needs steps with noise: set sampling.eta > 0"),
-    ],
-)
-def test_settings_that_do_not_fit_the_method(
-    pipelines: dict[str, Path], tmp_path: Path, options: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        configured(tmp_path, pipelines["epsilon"], *options)

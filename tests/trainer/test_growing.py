@@ -29,7 +29,7 @@ def configure(pipelines: dict[str, Path], tmp_path: Path) -> Configured:
 
 
 def begun(config: TrainConfig) -> Growing:
-    return Growing(config, read_prompts(config.prompts.train)[: len(SEEDS)], SEEDS)
+    return Growing(config, read_prompts(str(config.prompts.train))[: len(SEEDS)], SEEDS)
 
 
 def scored(growing: Growing, policy: Policy, until: int) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def test_without_a_stop_all_scores_are_of_all_branches(policy: Policy, configure
 def test_previews_go_when_they_are_scored(policy: Policy, configure: Configured) -> None:
     config = configure("branching.previews=[1, -1]")
     kept, gone = (
-        Growing(config, read_prompts(config.prompts.train)[:4], SEEDS, keeps_previews=keeps)
+        Growing(config, read_prompts(str(config.prompts.train))[:4], SEEDS, keeps_previews=keeps)
         for keeps in (True, False)
     )
     assert torch.equal(scored(kept, policy, 3)["jpeg"], scored(gone, policy, 3)["jpeg"])

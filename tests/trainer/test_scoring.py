@@ -13,7 +13,7 @@ from reward_services import ReplicaLost, Score
 from trainer.branches import Branches
 from trainer.families.family import Conditioning
 from trainer.records import Prompt
-from trainer.scoring import FailureBudget, Scores, drop_prompts, submit_previews
+from trainer.scoring import FailureBudget, Scores, Unscored, drop_prompts, submit_previews
 
 PROMPTS = (Prompt(0, "a red circle"), Prompt(1, "two blue squares"))
 BRANCHES, STEPS = 3, (4, 9)
@@ -152,3 +152,10 @@ def test_a_reward_that_dies_late_is_not_outweighed_by_its_past() -> None:
 def test_one_failure_is_too_many_when_told_so(share: float) -> None:
     assert counted(FailureBudget(share, stop_at_once=True), failures=0, scores=3) is None
     assert counted(FailureBudget(share, stop_at_once=True), failures=1, scores=300) is not None
+
+
+def test_without_rewards_nothing_is_scored_counted_or_reserved() -> None:
+    nobody = Unscored()
+    assert (nobody.stats(), nobody.revisions(), nobody.devices.count) == ({}, {}, 0)
+    with pytest.raises(ValueError, match=r"the run has no rewards: set rewards\.weights, and"):
+        nobody.submit(np.zeros((1, 2, 2, 3), np.uint8), ["a red circle"], ["jpeg"])

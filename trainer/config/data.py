@@ -16,8 +16,8 @@ class PromptsConfig(Section):
     #SPLIT:COLUMN after it takes another split than train, or another column than prompt, caption or text.
     """
 
-    train: str
-    """Prompts to train on."""
+    train: str | None = None
+    """Prompts to train on; pictures that are given, in data, need none."""
     held_out: str | None = None
     """Prompts to evaluate on; null evaluates nothing."""
     strict: bool = False

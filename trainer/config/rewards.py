@@ -9,13 +9,16 @@ from trainer.config.file import Count, Positive, Section, Share
 
 
 class RewardsConfig(Section):
-    """Where scores come from, what they weigh, and what a failed one means."""
+    """Where scores come from, what they weigh, and what a failed one means.
+
+    A run that learns from pictures in data and evaluates none needs no rewards.
+    """
 
     services: Path | None = None
     """Reward services to start in the run's own cluster (a rewards.yaml); excludes url."""
     url: str | None = None
     """Address of reward services that run elsewhere, such as http://rewards:8000; excludes services."""
-    weights: dict[str, float] = Field(min_length=1)
+    weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each training reward in the score of a preview."""
     judge: str | None = None
     """Reward that judges held-out pictures before and after, and is never trained on: a picture is correct
@@ -39,8 +42,11 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.services is None) == (self.url is None):
+        places = [place for place in (self.services, self.url) if place is not None]
+        if len(places) > 1 or (self.names and not places):
             raise ValueError("set one of services (a rewards.yaml) and url (services that run elsewhere)")
+        if not self.weights and (self.names or places):
+            raise ValueError("weights names no training reward: set weights={NAME: WEIGHT}")
         if self.judge in self.weights:
             raise ValueError(f"the judge {self.judge!r} is also a training reward; take it out of weights")
         for name in self.shadows:
@@ -50,5 +56,5 @@ class RewardsConfig(Section):
 
     @property
     def names(self) -> list[str]:
-        """Every reward that is asked, training rewards first."""
+        """Every reward that is asked, training rewards first; empty where nothing is scored."""
         return [*self.weights, *([self.judge] if self.judge else []), *self.shadows]

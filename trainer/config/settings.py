@@ -61,11 +61,11 @@ class RunSettings(Section):
     """Where metrics, checkpoints, the trained model and the report go."""
     model: ModelConfig
     """The model to sharpen."""
-    prompts: PromptsConfig
+    prompts: PromptsConfig = PromptsConfig()
     """Prompts."""
     data: DataConfig | None = None
     """Pictures to learn from; null is none."""
-    rewards: RewardsConfig
+    rewards: RewardsConfig = RewardsConfig()
     """Rewards and their failures."""
     sampling: SamplingConfig = SamplingConfig()
     """Drawing pictures."""

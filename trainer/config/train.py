@@ -26,6 +26,22 @@ class TrainConfig(RunSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_scored(self) -> Self:
+        """Only given pictures, of which no held-out ones are judged, do without prompts and rewards."""
+        if self.data is None and self.prompts.train is None:
+            raise ValueError(
+                f"method={self.method} learns from pictures that it draws of prompts: set prompts.train"
+            )
+        if self.rewards.names:
+            return self
+        asking = f"method={self.method} learns from scores of its pictures" if self.data is None else ""
+        if self.prompts.held_out is not None:
+            asking = asking or "pictures of prompts.held_out are judged"
+        if asking:
+            raise ValueError(f"{asking}: set rewards.weights, and rewards.services or rewards.url")
+        return self
+
+    @model_validator(mode="after")
     def _check_data(self) -> Self:
         if self.data is None:
             return self

@@ -1,12 +1,15 @@
-"""Settings of the data: prompts to train on are needed, prompts to evaluate on are not."""
+"""Settings of the data: no section is needed by itself; the method says which (test_train)."""
 
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import PromptsConfig
+from trainer.config import DataConfig, PromptsConfig
 
 
-def test_prompts_to_train_on_are_needed() -> None:
-    with pytest.raises(ValidationError, match="train"):
-        PromptsConfig.model_validate({"held_out": "held-out.txt"})
-    assert PromptsConfig.model_validate({"train": "prompts.txt"}).held_out is None
+def test_what_is_not_named_is_not_there() -> None:
+    assert (PromptsConfig().train, PromptsConfig().held_out) == (None, None)
+
+
+def test_given_pictures_have_a_source() -> None:
+    with pytest.raises(ValidationError, match="source"):
+        DataConfig.model_validate({})
