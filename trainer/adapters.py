@@ -2,14 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from torch import nn
 
-from trainer.config import LoraConfig
+from trainer.config import ConfigError, LoraConfig
 
 
 def add(network: Any, lora: LoraConfig, targets: Sequence[str]) -> None:
@@ -19,7 +21,11 @@ def add(network: Any, lora: LoraConfig, targets: Sequence[str]) -> None:
         network: it is changed in place.
         lora: their rank and scale, and on which layers, unless it leaves that to
         targets: names of layers, or their ends.
+
+    Raises:
+        ConfigError: as `check_targets` says.
     """
+    check_targets(network, lora)
     network.add_adapter(
         PeftLoraConfig(
             r=lora.rank,
@@ -32,6 +38,23 @@ def add(network: Any, lora: LoraConfig, targets: Sequence[str]) -> None:
         # Autocast takes adapters to the format of their input. peft would take the input to float32 before,
         # which autocast takes back.
         layer.cast_input_dtype_enabled = network.dtype == torch.float32
+
+
+def check_targets(network: nn.Module, lora: LoraConfig) -> None:
+    """Look for the layers that are named for adapters.
+
+    Raises:
+        ConfigError: a name is that of no layer which can have one, nor such a name's end.
+    """
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for target in lora.target_modules or ():
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers if not name[-1].isdigit()})
+            near = get_close_matches(target.rpartition(".")[2], known, n=3) or known
+            raise ConfigError(
+                f"model.lora.target_modules: no layer's name ends in {target!r}; names end in "
+                f"{', '.join(near)}, or leave it out for attention's projections"
+            )
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ from trainer.coordinator import Pace
 from trainer.costs import Devices
 from trainer.driver import RunFailed, absolute_paths
 from trainer.observed import STALL, ObservedCoordinator
-from trainer.preflight import check_reachable, check_room
+from trainer.preflight import check_reachable, check_room, check_served
 from trainer.ranks import Ranks
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder
@@ -132,6 +132,7 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
     services = _services(config, alone=address is None)
     if address is not None:
         check_reachable(address)
+    check_served(config.rewards)
     _connect(address)
     try:
         ranks, rewards = config.ranks if trains else None, services.resources if services else {}

@@ -10,12 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig, load_config, save_config
+import torch
+
+from trainer.adapters import check_targets
+from trainer.config import ModelConfig, TrainConfig, load_config, save_config
 from trainer.data.prompts import Prompts, read_prompts
 from trainer.data.rows import Rows
 from trainer.data.sources import absolute
+from trainer.families.index import not_there
+from trainer.families.weightless import load_weightless
+from trainer.given import open_stream
 from trainer.metrics import FILE_NAME, ProgressBar, read_metrics
-from trainer.policy import check_model
+from trainer.optimizer import check_moments
+from trainer.policy import Policy, check_model
+from trainer.ranks import Ranks
 from trainer.report import write_report
 from trainer.run_folder import RunFolder
 from trainer.trackers import check_trackers
@@ -46,13 +54,14 @@ def check(config: TrainConfig) -> RunFolder:
 
     Raises:
         ModelError, PromptFileError, DataError: the model, a prompt file or other data cannot be used.
-        TrackerMissing: a tracker is not installed, or nobody said where it is.
-        ConfigError: the settings in the run folder are damaged.
+        TrackerMissing: a tracker is not installed, nobody said where it is, or it has no key.
+        ConfigError: adapters are for layers that the model does not have, the optimizer's library is not
+            installed, or the settings in the run folder are damaged.
         RunFailed: the run folder holds a finished run, or one of another configuration.
     """
-    check_model(config.model)
+    check_moments(config.optimizer)
     check_trackers(config.trackers)
-    _check_data(config)
+    _check_data(config, _weightless(config.model))
     folder = RunFolder(config.run_folder)
     if folder.has_updates:
         _check_continues(config, folder)
@@ -87,7 +96,25 @@ def _changes(earlier: Any, now: Any, name: str = "") -> set[str]:
     return set().union(*below)
 
 
-def _check_data(config: TrainConfig) -> None:
+@functools.cache
+def _weightless(model: ModelConfig) -> Policy:
+    """The model without its weights, for a glance at what it is.
+
+    Raises:
+        ModelError: it cannot be used, or does not draw pictures of this size.
+        ConfigError: adapters are for layers that it does not have.
+    """
+    kind = check_model(model)
+    try:
+        family = load_weightless(kind, model)
+    except OSError as error:
+        raise not_there(model.path, error) from error
+    if model.lora is not None:
+        check_targets(family.network, model.lora)
+    return Policy(family, model.lora, torch.device("meta"), trainable=False)
+
+
+def _check_data(config: TrainConfig, policy: Policy) -> None:
     """Look at all rows, and say which will be left out."""
     prompts, strict = config.prompts, config.prompts.strict
     learned = prompts.train if config.data is None else None
@@ -95,7 +122,7 @@ def _check_data(config: TrainConfig) -> None:
         read_prompts(source, strict=strict) for source in (learned, prompts.held_out) if source is not None
     ]
     if config.data is not None:
-        opened.append(Rows(config.data))
+        opened.append(open_stream(config, config.data, policy, Ranks()).rows)
     for rows in opened:
         if rows.left_out:
             _tell(f"{rows.report}; --strict-data refuses them")

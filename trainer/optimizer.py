@@ -27,16 +27,16 @@ def adamw(parameters: Sequence[nn.Parameter], options: OptimizerConfig) -> torch
             weight_decay=options.weight_decay,
             fused=True,
         )
-    try:
-        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  a library that few need
-    except ImportError:
-        raise ConfigError(
-            "optimizer.moments=8-bit needs bitsandbytes; pip install bitsandbytes, or set it to float32"
-        ) from None
-    quantised: torch.optim.Optimizer = AdamW8bit(
+    quantised: torch.optim.Optimizer = _adamw_8bit()(
         parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
     )
     return quantised
+
+
+def check_moments(options: OptimizerConfig) -> None:
+    """Raises ConfigError as `adamw` does."""
+    if options.moments == "8-bit":
+        _adamw_8bit()
 
 
 def moments_bytes(parameters: Sequence[nn.Parameter], options: OptimizerConfig) -> int:
@@ -45,6 +45,16 @@ def moments_bytes(parameters: Sequence[nn.Parameter], options: OptimizerConfig) 
     quantised = [size for size in sizes if options.moments == "8-bit" and size >= _LEAST]
     blocks = sum(-(-size // _BLOCK) for size in quantised)
     return 2 * (4 * (sum(sizes) - sum(quantised) + blocks) + sum(quantised))
+
+
+def _adamw_8bit() -> Any:
+    try:
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  a library that few need
+    except ImportError:
+        raise ConfigError(
+            "optimizer.moments=8-bit needs bitsandbytes; pip install bitsandbytes, or set it to float32"
+        ) from None
+    return AdamW8bit
 
 
 @dataclass(slots=True)

@@ -1,12 +1,15 @@
-"""Looked at before work starts on a cluster: whether it answers, and has the room that a run asks for."""
+"""Looked at before work starts: whether cluster and rewards answer, and have what a run asks them for."""
 
+import os
 import socket
 from collections.abc import Mapping
 
-from trainer.config import RanksConfig
+from reward_services import RewardClient, RewardUnknown
+from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
 
 _REACHABLE_S = 10.0
+_RETRIES = 1
 _ROUNDING = 1e-6
 
 
@@ -24,6 +27,23 @@ def check_reachable(address: str) -> None:
             raise RunFailed(
                 f"no Ray cluster answers at {address} ({error}); start one with ray start"
             ) from None
+
+
+def check_served(rewards: RewardsConfig) -> None:
+    """Ask rewards that run elsewhere for what they serve.
+
+    Raises:
+        RewardError: nobody answers there, or a reward is not among them.
+    """
+    if rewards.url is None:
+        return
+    with RewardClient(rewards.url, api_key=os.environ.get("REWARDS_API_KEY"), retries=_RETRIES) as client:
+        served = [info.id for info in client.describe()]
+    for name in rewards.names:
+        if name not in served:
+            raise RewardUnknown(
+                f"rewards names {name!r}, which {rewards.url} does not serve; it serves {', '.join(served)}"
+            )
 
 
 def check_room(

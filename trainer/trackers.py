@@ -7,6 +7,7 @@ goes on in the trackers' runs, too, whose names are kept in the run folder.
 import importlib.util
 import logging
 import math
+import netrc
 import os
 import time
 import uuid
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +49,11 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out whether trackers can be used, without calling them. Raises TrackerMissing."""
+    """Find out whether trackers can be used, without calling them.
+
+    Raises:
+        TrackerMissing: one is not installed, nobody said where it is, or it has no key.
+    """
     for name in names:
         if name != "tensorboard" and importlib.util.find_spec(name) is None:
             raise TrackerMissing(
@@ -56,6 +62,11 @@ def check_trackers(names: Sequence[str]) -> None:
     if "mlflow" in names and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise TrackerMissing(
             "mlflow is among the trackers; say where it is: export MLFLOW_TRACKING_URI=http://HOST:5000"
+        )
+    if "wandb" in names and not _wandb_may_write():
+        raise TrackerMissing(
+            "wandb is among the trackers and has no key; call wandb login, export WANDB_API_KEY=KEY, or "
+            "export WANDB_MODE=offline"
         )
 
 
@@ -190,6 +201,20 @@ class MLflow:
         settings = _flat(config.model_dump(mode="json"))
         self._client.log_batch(run, params=[param(key, str(value)) for key, value in settings.items()])
         return run
+
+
+def _wandb_may_write() -> bool:
+    """Whether W&B has a key, which is not tried, or needs none."""
+    import wandb  # noqa: PLC0415  an extra
+
+    settings = wandb.setup().settings
+    if settings.mode in ("offline", "dryrun", "disabled") or os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        logins = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return logins.authenticators(urlsplit(settings.base_url).hostname or "") is not None
 
 
 def _kept(file: Path, make: Callable[[], str]) -> str:

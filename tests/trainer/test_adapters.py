@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from trainer import adapters
-from trainer.config import LoraConfig, ModelConfig
+from trainer.config import ConfigError, LoraConfig, ModelConfig
 from trainer.policy import Policy
 
 
@@ -83,6 +83,35 @@ def test_disabled_adapters_change_nothing_and_come_back(
         raise KeyError
     assert torch.equal(predicted(policy), trained)
     assert all(parameter.requires_grad for parameter in policy.parameters)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("to_q", "to_qq"), "no layer's name ends in 'to_qq'; names end in to_q"),
+        (("o_q",), "no layer's name ends in 'o_q'"),
+        (("attentions",), "no layer's name ends in 'attentions'; names end in .*, or leave it out"),
+    ],
+)
+def test_a_name_of_no_layer_is_refused(
+    pipelines: dict[str, Path], targets: tuple[str, ...], message: str
+) -> None:
+    """Also where others are found, which peft would not mention, and where it is that of a block."""
+    config = ModelConfig(path=str(pipelines["epsilon"]), lora=LoraConfig(target_modules=targets))
+    with pytest.raises(ConfigError, match=message):
+        Policy.load(config)
+
+
+def test_layers_are_named_by_their_ends(pipelines: dict[str, Path]) -> None:
+    targets = ("attn1.to_q", "to_out.0", "conv_in")
+    config = ModelConfig(path=str(pipelines["epsilon"]), lora=LoraConfig(target_modules=targets))
+    found = {name.partition(".lora_")[0] for name, _ in adapted(Policy.load(config))}
+    assert all(name.endswith(targets) for name in found)
+    assert len(found) > len(targets)
+
+
+def adapted(policy: Policy) -> list[tuple[str, Tensor]]:
+    return [(name, weight) for name, weight in policy.denoiser.named_parameters() if weight.requires_grad]
 
 
 def test_autocast_says_what_casting_inputs_would(pipelines: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from tests.captioned import picture, rows, write_folder
 from tests.small_run import CPU, ScoringHere, configured
-from trainer.config import TrainConfig, load_config, save_config
+from trainer.config import ConfigError, TrainConfig, load_config, save_config
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
 from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, locked, watch
@@ -38,6 +39,8 @@ def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
         ("prompts.train=nowhere.txt", PromptFileError, "cannot be read"),
         ("prompts.held_out=nowhere.txt", PromptFileError, "cannot be read"),
         ("method=standard data.source=nowhere", DataError, "is no folder, .tar"),
+        ("model.image_size=15", ModelError, "draws multiples of 2 pixels"),
+        ("model.lora={target_modules:[to_qq]}", ConfigError, "no layer's name ends in 'to_qq'"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(
@@ -48,6 +51,37 @@ def test_mistakes_are_found_before_anything_is_written(
     with pytest.raises(error, match=message):
         check(config)
     assert not config.run_folder.exists()
+
+
+def test_a_part_of_the_model_that_is_missing_is_found_without_its_weights(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(pipelines["epsilon"], tmp_path / "model")
+    for weights in model.rglob("*.safetensors"):
+        weights.unlink()
+    config = configured(tmp_path, model)
+    config.run_folder.rmdir()
+    check(config)
+    (model / "vae" / "config.json").unlink()
+    other = config.model_copy(update={"model": config.model.model_copy(update={"decoding": "sliced"})})
+    with pytest.raises(ModelError, match=r"cannot load model\.path .*no file named config\.json"):
+        check(other)
+
+
+def test_given_pictures_of_another_kind_are_found_before_anything_starts(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    source = f"data.source={write_folder(tmp_path / 'pictures', rows(2))}"
+    with pytest.raises(DataError, match="1 pictures a row, 2 are wanted"):
+        check(configured(tmp_path, pipelines["epsilon"], "method=diffusion_dpo", source))
+
+
+def test_a_missing_library_of_the_optimizer_is_found_before_anything_starts(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        check(with_settings(config, "optimizer.moments=8-bit"))
 
 
 def test_rows_that_are_left_out_are_told_before_anything_starts(

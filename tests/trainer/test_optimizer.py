@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import ConfigError, OptimizerConfig
-from trainer.optimizer import LossScale, adamw, moments_bytes
+from trainer.optimizer import LossScale, adamw, check_moments, moments_bytes
 
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -72,6 +72,9 @@ def test_8_bit_moments_need_their_library(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not installed
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         adamw(start(), OptimizerConfig(moments="8-bit"))
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        check_moments(OptimizerConfig(moments="8-bit"))
+    check_moments(OptimizerConfig())
 
 
 def test_a_loss_scale_rises_slowly_and_halves_down_to_one() -> None:

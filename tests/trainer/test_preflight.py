@@ -1,10 +1,16 @@
 """What cannot be had is said before minutes are waited for it, and so is a GPU that would idle."""
 
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 
-from trainer.config import RanksConfig
+from reward_services import Limits, RewardInfo, RewardList, RewardUnknown, ServerUnreachable
+from tests.ports import free_port
+from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
-from trainer.preflight import check_reachable, check_room
+from trainer.preflight import check_reachable, check_room, check_served
 
 REWARDS = {"CPU": 2.5, "GPU": 0.25}
 MACHINE = {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}
@@ -48,3 +54,46 @@ def test_a_cluster_that_does_not_answer_is_a_line() -> None:
         check_reachable("127.0.0.1:1")
     with pytest.raises(RunFailed, match="is no address of a cluster; write HOST:PORT"):
         check_reachable("ray://head:10001")
+
+
+class ServesJpeg(BaseHTTPRequestHandler):
+    """Says what a reward server says of one reward."""
+
+    def do_GET(self) -> None:
+        info = RewardInfo(
+            id="jpeg",
+            revision="1",
+            range=(None, 0.0),
+            higher_is_better=True,
+            deterministic=True,
+            modality=("image",),
+            max_items=8,
+            ready=True,
+        )
+        limits = Limits(
+            max_items=8, max_request_bytes=9, max_image_bytes=9, max_pixels=9, request_timeout_s=9
+        )
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(RewardList(data=(info,), limits=limits).model_dump_json().encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), ServesJpeg) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_rewards_elsewhere_are_asked_for_what_they_serve(url: str) -> None:
+    check_served(RewardsConfig())
+    check_served(RewardsConfig(url=url, weights={"jpeg": 1.0}))
+    with pytest.raises(RewardUnknown, match=rf"names 'clip', which {url} does not serve; it serves jpeg"):
+        check_served(RewardsConfig(url=url, weights={"jpeg": 1.0}, judge="clip"))
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ServerUnreachable, match="is it running, is the URL right"):
+        check_served(RewardsConfig(url=nobody, weights={"jpeg": 1.0}))

@@ -111,10 +111,31 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(
     assert len(events.Scalars("reward")) == 2
 
 
-def test_what_is_missing_is_found_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_what_is_missing_is_found_before_the_run(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     check_trackers(["tensorboard", "wandb"])
     with pytest.raises(TrackerMissing, match="say where it is: export MLFLOW_TRACKING_URI="):
         check_trackers(["mlflow"])
     with pytest.raises(TrackerMissing, match=r"not installed; pip install 'diffusion-sharpening\[nowhere\]'"):
         check_trackers(["nowhere"])
+
+
+def test_a_missing_key_of_wandb_is_found_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from the environment or from where `wandb login` leaves it."""
+    import wandb
+
+    wandb.teardown()  # what it has read of the environment so far
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    logins = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(logins))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    with pytest.raises(TrackerMissing, match="has no key; call wandb login, export WANDB_API_KEY=KEY"):
+        check_trackers(["wandb"])
+    logins.write_text("machine wandb.example login user password " + 40 * "k", encoding="utf-8")
+    check_trackers(["wandb"])
+    logins.unlink()
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "k")
+    check_trackers(["wandb"])

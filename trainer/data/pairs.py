@@ -63,7 +63,9 @@ class PairStream(ABC, Generic[Item]):
                 f"{rows.name} holds {rows.pictures} pictures a row, {self.pictures} are wanted; "
                 "preferences have image_chosen and image_rejected, Pick-a-Pic's columns, or two data.pictures"
             )
-        self._rows, self._sizes, self._seed, self._micro_batch = rows, sizes, seed, micro_batch
+        self.rows = rows
+        """What it is made of."""
+        self._sizes, self._seed, self._micro_batch = sizes, seed, micro_batch
         self._kinds = [0] * len(rows.usable)
         arrange = shuffled(len(rows.usable))
         if len(sizes) > 1:
@@ -74,7 +76,7 @@ class PairStream(ABC, Generic[Item]):
     @property
     def left_out(self) -> frozenset[int]:
         """Rows that were left out so far: those known to all ranks at once, and those that this one met."""
-        return frozenset(self._rows.left_out)
+        return frozenset(self.rows.left_out)
 
     def take(self, count: int) -> list[Item]:
         """The next `count` items of this rank; with buckets each micro-batch of them has one size.
@@ -105,14 +107,14 @@ class PairStream(ABC, Generic[Item]):
     def _item(self, position: int) -> Item:
         kind = self._kinds[self._order.row(position)]
         for place in self._order.onward(position):
-            row = self._rows.usable[place]
-            if self._kinds[place] != kind or row in self._rows.left_out:
+            row = self.rows.usable[place]
+            if self._kinds[place] != kind or row in self.rows.left_out:
                 continue
             try:
-                return self._made(self._rows.read(row, self._sizes[kind], f"{self._seed}/{position}"))
+                return self._made(self.rows.read(row, self._sizes[kind], f"{self._seed}/{position}"))
             except (OSError, ValueError) as error:
-                self._rows.leave_out(row, picture_problem(error))
-        raise DataError(f"{self._rows.report}; none is left that can be used")
+                self.rows.leave_out(row, picture_problem(error))
+        raise DataError(f"{self.rows.report}; none is left that can be used")
 
 
 class ImageTextStream(PairStream[ImageText]):
