@@ -23,7 +23,7 @@ HOMES = {
         "trainer/policy.py",
         *(
             f"trainer/families/{name}.py"
-            for name in ("flux", "index", "schedules", "sd", "sd3", "sdxl", "weightless")
+            for name in ("flux", "index", "previews", "schedules", "sd", "sd3", "sdxl", "weightless")
         ),
     },
     "peft": {"trainer/adapters.py"},

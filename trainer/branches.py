@@ -166,9 +166,8 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         state = mean + std * noise[j + 1, :, :noises] if sampling.eta > 0 else mean
         densities.append(_densities(state, mean.expand_as(state), std).expand(-1, branches))
         if j in wanted:
-            finished = j == sampling.steps - 1
             shown = state if j == steps - 1 else clean
-            decoded[j], taken_s = _decoded(policy, shown, branches, preview=not finished)
+            decoded[j], taken_s = _decoded(policy, shown, branches, preview=j < sampling.steps - 1)
             decoding_s += taken_s
         earlier = clean.expand_as(state) if sampling.solver == "dpmpp_2m" else None
     return Branches(

@@ -18,6 +18,7 @@ from trainer.data.prompts import Prompts, read_prompts
 from trainer.data.rows import Rows
 from trainer.data.sources import absolute
 from trainer.families.index import not_there
+from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
 from trainer.given import open_stream
 from trainer.metrics import FILE_NAME, ProgressBar, read_metrics
@@ -111,7 +112,9 @@ def _weightless(model: ModelConfig) -> Policy:
         raise not_there(model.path, error) from error
     if model.lora is not None:
         check_targets(family.network, model.lora)
-    return Policy(family, model.lora, torch.device("meta"), trainable=False)
+    if model.preview_decoder:
+        load_preview_decoder(model.preview_decoder, family, torch.float32, weightless=True)
+    return Policy(family, ModelConfig(path=model.path), torch.device("meta"), trainable=False)
 
 
 def _check_data(config: TrainConfig, policy: Policy) -> None:

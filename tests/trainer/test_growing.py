@@ -106,7 +106,7 @@ def test_what_chance_selects_of_a_prompt_follows_from_its_seed_alone(
     scores = torch.arange(24.0).reshape(4, 6, 1)
 
     def dealt(rows: slice) -> Tensor:
-        growing = Growing(config, read_prompts(config.prompts.train)[rows], SEEDS[rows])
+        growing = Growing(config, read_prompts(str(config.prompts.train))[rows], SEEDS[rows])
         growing.grow(policy, 3)
         growing.add({"jpeg": scores[rows]})
         return growing.lesson()[0].selection.returns_PK
