@@ -13,7 +13,7 @@ from reward_services.scorers.clip import ClipScorer
 from reward_services.shapes.captions import CATEGORIES, is_held_out, parse
 from reward_services.shapes.verify import verify
 from trainer.branches import grow, step_noise
-from trainer.config import ModelConfig, load_config
+from trainer.config import ModelConfig, SamplingConfig, load_config
 from trainer.config.data import DataConfig
 from trainer.data.prompts import read_prompts
 from trainer.data.rows import Rows
@@ -96,6 +96,26 @@ def test_preference_tells_right_pictures_from_wrong_ones_of_held_out_prompts() -
     assert 0.08 < right.mean() < 0.85, "the base is right sometimes, so that there is something to sharpen"
     assert auc > 0.7
     assert best > right.mean() + 0.05
+
+
+def test_the_preview_decoder_is_scored_as_the_bases_own() -> None:
+    """On x0 estimates half way: branches of a prompt by their scores, less the mean of the prompt."""
+    sampling, scorer = (
+        SamplingConfig(steps=10, guidance=1.0),
+        ClipScorer(model=str(SHAPES / "preference-clip")),
+    )
+    prompts = read_prompts(SHAPES / "prompts" / "held-out.jsonl")[:12]
+    texts = [prompt.text for prompt in prompts for _ in range(8)]
+    scores = []
+    for decoder in (None, str(SHAPES / "preview-decoder")):
+        model = ModelConfig(path=str(SHAPES / "base"), lora=None, preview_decoder=decoder)
+        policy = Policy.load(model, trainable=False)
+        noise = step_noise(policy.latent_shape, branches=8, steps=5, seeds=range(len(prompts)))
+        pictures = grow(policy, sampling, prompts, noise, end=5).previews[4]
+        values = [score.value for score in scorer.score(list(pictures.reshape(-1, 32, 32, 3)), texts)]
+        of_branches = np.array(values).reshape(len(prompts), 8)
+        scores.append((of_branches - of_branches.mean(1, keepdims=True)).ravel())
+    assert np.corrcoef(*scores)[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("measured.json", 3), ("measured-sft.json", 1)])

@@ -132,7 +132,7 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     until: int | None = None,
     grown: Branches | None = None,
 ) -> Branches:
-    """Sample K branches of each prompt, or some steps of them.
+    """Sample K branches of each prompt, or some steps of them: those that come after the steps of `grown`.
 
     Args:
         policy: the model as it is now.
@@ -144,9 +144,6 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         previews: steps from `start` on whose x0 estimate is decoded, negative ones from the end.
         until: the step to stop before, more than `start`; None is the end.
         grown: branches that grow on from where they are, `noise` being theirs.
-
-    Returns:
-        The steps that were taken, without those of `grown`.
     """
     schedule = policy.schedule(sampling.steps).ending(end or sampling.steps)
     steps, noise, branches = len(schedule), noise.to(policy.device), noise.shape[2]
