@@ -79,7 +79,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from trainer import cluster, finished
 
     config = finished.config_of(arguments.model, arguments.config, arguments.set)
-    policy = finished.open_policy(arguments.model, config.model.image_size)
+    policy = finished.open_policy(arguments.model, config.model)
     with cluster.scoring_on_ray(config, arguments.address, trains=False) as scoring:
         result = finished.evaluate(policy, config, scoring)
     print(json.dumps(result.headline(), indent=2))
@@ -110,7 +110,7 @@ def _search(arguments: argparse.Namespace) -> int:
         run, steps=arguments.steps, guidance=arguments.guidance, eta=arguments.eta
     )
     settings = Settings(arguments.method, arguments.budget, sampling, arguments.seed)
-    policy = finished.open_policy(arguments.model, config.model.image_size)
+    policy = finished.open_policy(arguments.model, config.model)
     weights = config.rewards.weights
     with cluster.scoring_on_ray(config, arguments.address, trains=False) as scoring:
         found = search_prompts(policy, arguments.prompts, judge_of(scoring, weights), settings)
@@ -170,14 +170,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", parents=[settings], help="judge held-out pictures of a model")
     evaluate.add_argument("model", type=Path, help="a run folder or a diffusers folder")
     evaluate.add_argument(
-        "--config", type=Path, help="prompts, rewards and sampling; a run folder has its own"
+        "--config", type=Path, help="prompts, rewards, sampling, how the model runs; a run folder has its own"
     )
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="draw pictures and write PNG files")
     sample.add_argument("model", type=Path, help="a run folder or a diffusers folder")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT")
-    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder of the pictures")
+    sample.add_argument(
+        "--out", type=Path, default=Path("samples"), help="folder of the pictures, numbered on"
+    )
     sample.add_argument("--pictures", type=int, default=4, help="pictures of each prompt")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--steps", type=int, help="denoising steps; a run folder has its own")

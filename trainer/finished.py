@@ -1,5 +1,6 @@
 """What is done with a finished model, a run folder or a diffusers folder: evaluate it, sample from it."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,28 +28,31 @@ from trainer.records import Prompt
 from trainer.scoring import Scoring
 
 
-def open_policy(model: Path, image_size: int | None = None) -> Policy:
+def open_policy(model: Path, wanted: ModelConfig | None = None) -> Policy:
     """The sharpened policy of a run folder, or the model in a diffusers folder; on a GPU where there is one.
 
     Args:
-        model: the folder. A run's model runs in the number format that it was trained in.
-        image_size: side of its pictures in pixels; None is the model's own, and an adapter's run has said it.
+        model: the folder, which says by itself where weights and adapters are.
+        wanted: how it runs, by all else of the section: number format, size of its pictures, without T5. None
+            is as it was trained, or where no run trained it as is usual.
 
     Raises:
         ModelError: there is no model to be found.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if (model / "pipeline").is_dir():
-        run = run_of(model)
-        path, dtype = str(model / "pipeline"), run.model.dtype if run else "float32"
-        sharpened = ModelConfig(path=path, dtype=dtype, image_size=image_size)
-        return Policy.load(sharpened, device, trainable=False)
-    if (model / "lora").is_dir():
-        base = load_config(model / "config.yaml").model
-        return Policy.load(base, device, trainable=False, adapter=model / "lora")
-    if (model / "config.yaml").exists():
-        raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {model / 'config.yaml'}`")
-    return Policy.load(ModelConfig(path=str(model), image_size=image_size), device, trainable=False)
+    settings, pipeline, adapter = model / "config.yaml", model / "pipeline", model / "lora"
+    if settings.exists() and not (pipeline.is_dir() or adapter.is_dir()):
+        raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {settings}`")
+    run = run_of(model)
+    own = run.model if run else ModelConfig(path=str(model))
+    how = wanted or own
+    if run is None and how.path == own.path:
+        own = how  # its revision holds
+    if pipeline.is_dir():
+        own = own.model_copy(update={"path": str(pipeline), "revision": None})
+    how = how.model_copy(update={"path": own.path, "revision": own.revision, "lora": own.lora})
+    adapts = run is not None and adapter.is_dir()
+    return Policy.load(how, device, trainable=False, adapter=adapter if adapts else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +157,25 @@ def _weight(name: str, text: str) -> float:
 
 
 def sample(model: Path, prompts: Sequence[str], *, folder: Path, draws: Draws) -> list[Path]:
-    """Draw pictures of each prompt and write them as PNG files, NN-SEED.png."""
-    run = run_of(model)
-    policy = open_policy(model, run.model.image_size if run else None)
-    sampling = sampling_of(run, steps=draws.steps, guidance=draws.guidance)
+    """Draw pictures of each prompt and write them as PNG files, NN-SEED.png.
+
+    Prompts are numbered after those whose pictures the folder holds, so that none is lost.
+    """
+    policy = open_policy(model)
+    sampling = sampling_of(run_of(model), steps=draws.steps, guidance=draws.guidance)
     seeds = range(draws.seed, draws.seed + draws.pictures)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, text in enumerate(prompts):
+    for number, text in enumerate(prompts, start=_free_number(folder)):
         asked = [Prompt(index=number, text=text)] * draws.pictures
         images = draw(policy, asked, seeds, sampling)
         for seed, image in zip(seeds, images, strict=True):
             paths.append(folder / f"{number:02d}-{seed}.png")
             Image.fromarray(image).save(paths[-1])
     return paths
+
+
+def _free_number(folder: Path) -> int:
+    """The first from which no number of a prompt is taken."""
+    taken = (re.fullmatch(r"(\d+)-\d+", path.stem) for path in folder.glob("*.png"))
+    return 1 + max((int(found[1]) for found in taken if found), default=-1)

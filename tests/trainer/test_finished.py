@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tests.small_run import CPU, ScoringHere, configured
-from trainer.config import ConfigError, SamplingConfig, TrainConfig
+from trainer.config import ConfigError, ModelConfig, SamplingConfig, TrainConfig
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
 from trainer.finished import Draws, config_of, evaluate, open_policy, sample, sampling_of, searched_with
@@ -38,6 +38,23 @@ def test_the_saved_model_gives_the_evaluation_of_its_run(
     before = RunFolder(config.run_folder).load_evaluation("before")
     assert found.scores["jpeg"] == pytest.approx(after.scores["jpeg"], abs=0.01)
     assert found.scores != before.scores
+
+
+def test_a_model_runs_as_its_run_did_or_as_is_wanted(
+    pipelines: dict[str, Path], tmp_path: Path, families: dict[str, Path]
+) -> None:
+    """Which model it is, the folder says: the section of other settings may name another."""
+    elsewhere = ModelConfig(path=str(families["flux-dev"]), dtype="bfloat16", image_size=12, decoding="tiled")
+    for name, lora in (("full", "null"), ("lora", "{rank: 2}")):
+        config = trained(tmp_path / name, pipelines["epsilon"], lora)
+        as_trained, policy = open_policy(config.run_folder), open_policy(config.run_folder, elsewhere)
+        assert next(as_trained.denoiser.parameters()).dtype == torch.float32
+        assert policy._pipeline.unet.conv_in.weight.dtype == torch.bfloat16
+        assert (as_trained.image_size, policy.image_size) == ((16, 16), (12, 12))
+        assert (as_trained._pipeline.vae.use_tiling, policy._pipeline.vae.use_tiling) == (False, True)
+    sd3 = ModelConfig(path=str(families["sd3"]), t5=False)
+    assert open_policy(families["sd3"], sd3)._pipeline.text_encoder_3 is None
+    assert open_policy(families["sd3"])._pipeline.text_encoder_3 is not None
 
 
 def test_a_model_is_a_run_folder_or_a_pipeline(pipelines: dict[str, Path], tmp_path: Path) -> None:
@@ -91,6 +108,17 @@ def test_pictures_depend_on_their_seed_alone(pipelines: dict[str, Path], tmp_pat
     assert len({path.read_bytes() for path in paths}) == 4
     with Image.open(again) as picture:
         assert picture.size == Policy.load(configured(tmp_path, folder).model).image_size
+
+
+def test_pictures_of_an_earlier_call_stay(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Prompts are numbered on; what else is in the folder does not matter."""
+    (tmp_path / "99-of-mine.png").touch()
+    draws = Draws(1, steps=1)
+    first = sample(pipelines["epsilon"], ["a cat", "a dog"], folder=tmp_path, draws=draws)
+    before = [path.read_bytes() for path in first]
+    (again,) = sample(pipelines["epsilon"], ["a red circle"], folder=tmp_path, draws=draws)
+    assert again.name == "02-0.png"
+    assert [path.read_bytes() for path in first] == before
 
 
 def test_a_run_samples_as_it_was_trained(pipelines: dict[str, Path], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _search(search: SearchConfig, job: Job, config: TrainConfig, scoring: Scorin
     prompts = [prompt.text for prompt in held_out]
     with _SEARCHING:
         torch.set_num_threads(config.ranks.torch_threads)
-        policy = open_policy(Path(config.model.path), config.model.image_size)
+        policy = open_policy(Path(config.model.path), config.model)
         found = search_prompts(policy, prompts, judge_of(scoring, weights), settings)
     figures = {
         "accuracy": _accuracy(found, prompts, config.rewards.judge, scoring),
