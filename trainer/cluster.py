@@ -206,7 +206,8 @@ def _rank_main(settings: Mapping[str, Any], scoring: Scoring) -> None:
     torch.set_num_threads(config.ranks.torch_threads)
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    loop.run(config, scoring=scoring, ranks=ranks, device=ray.train.torch.get_device())
+    with RunFolder(config.run_folder).keeping_warnings(ranks.rank):
+        loop.run(config, scoring=scoring, ranks=ranks, device=ray.train.torch.get_device())
 
 
 def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:

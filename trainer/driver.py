@@ -167,7 +167,9 @@ def begin(config: TrainConfig, folder: RunFolder) -> None:
 
 
 def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> None:
-    """Do the work in a thread and show its progress; the first Ctrl-C saves and stops, the second interrupts.
+    """Do the work in a thread and show its progress and what ranks warn of.
+
+    The first Ctrl-C saves and stops, the second interrupts.
 
     Raises whatever the work raises, and RunFailed when the ranks gave up.
     """
@@ -180,7 +182,7 @@ def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> N
             failures.append(error)
 
     thread = threading.Thread(target=guarded, daemon=True)
-    with _stopping(folder), _progress(config) as show:
+    with _stopping(folder), _progress(config, folder) as show:
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_S)
@@ -221,12 +223,20 @@ def _stopping(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(config: TrainConfig) -> Iterator[Callable[[], None]]:
-    """A bar that follows metrics.jsonl, back too when ranks that died go on from a checkpoint."""
+def _progress(config: TrainConfig, folder: RunFolder) -> Iterator[Callable[[], None]]:
+    """A bar that follows metrics.jsonl, back too when ranks that died go on from a checkpoint.
+
+    Above it stand new warnings of ranks, each once whoever else met the same.
+    """
+    earlier, told = len(folder.warnings), set[str]()
     path = config.run_folder / FILE_NAME
     bar = ProgressBar(config.updates, resumed_update=_last(path).get("update", 0))
 
     def show() -> None:
+        for warning in folder.warnings[earlier:]:
+            if warning not in told:
+                told.add(warning)
+                bar.say(f"Warning: {warning}")
         last = _last(path)
         if last:
             # What was not finite is null in the file: an update whose prompts were all dropped has no reward.

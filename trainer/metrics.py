@@ -102,6 +102,10 @@ class ProgressBar:
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(update - self._bar.n)
 
+    def say(self, line: str) -> None:
+        """Write a line above the bar."""
+        self._bar.write(line, file=self._bar.fp)
+
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()

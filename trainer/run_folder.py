@@ -5,11 +5,14 @@ pipeline/ or lora/     the sharpened model, as diffusers saves it
 evaluations/           before.json, update-NNNNNN.json, along-NN.json, after.json: every verdict and score
 revisions.json         of the rewards, where the run is pinned to them
 report/                pictures of the report
+warnings.log           what ranks warned of, where they did
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from trainer.evaluation import EvaluationResult
 from trainer.held_out import Evaluated
 from trainer.replay import Lesson
 
+_BY = "rank "
 GRID_PICTURES = 24
 TREES = 3
 
@@ -33,6 +37,7 @@ class RunFolder:
         self.config_path = path / "config.yaml"
         self._stop, self._failure = path / "stop", path / "failure"
         self._summary, self._revisions = path / "summary.json", path / "revisions.json"
+        self._warnings = path / "warnings.log"
 
     @property
     def stop_requested(self) -> bool:
@@ -49,6 +54,7 @@ class RunFolder:
             word.unlink(missing_ok=True)
         if not self.has_updates:
             self._revisions.unlink(missing_ok=True)
+            self._warnings.unlink(missing_ok=True)
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def give_up(self, reason: str) -> None:
@@ -59,6 +65,30 @@ class RunFolder:
     def failure(self) -> str | None:
         """Why the run could not go on, or None."""
         return self._failure.read_text(encoding="utf-8") if self._failure.exists() else None
+
+    @contextmanager
+    def keeping_warnings(self, rank: int) -> Iterator[None]:
+        """Within this block warnings of the trainer and the rewards' client are kept, with time and rank."""
+        kept = logging.FileHandler(self._warnings, encoding="utf-8", delay=True)
+        kept.setLevel(logging.WARNING)
+        kept.setFormatter(_OneLine(f"%(asctime)s {_BY}{rank}: %(message)s"))
+        loggers = [logging.getLogger(name) for name in ("trainer", "reward_services")]
+        for logger in loggers:
+            logger.addHandler(kept)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(kept)
+            kept.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What ranks warned of, in order; what several met is there as often."""
+        if not self._warnings.exists():
+            return []
+        lines = self._warnings.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be under way
+        return [line.partition(_BY)[2].partition(": ")[2] for line in lines]
 
     def pin(self, revisions: Mapping[str, str]) -> Mapping[str, str]:
         """Keep the revisions of the rewards that the run begins with; returns those that it began with."""
@@ -177,6 +207,13 @@ class RunFolder:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
         partial.replace(path)
+
+
+class _OneLine(logging.Formatter):
+    """What is logged in a line, whatever it holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(super().format(record).split())
 
 
 def _finite(value: Tensor) -> float | None:

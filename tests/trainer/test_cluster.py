@@ -17,7 +17,7 @@ import yaml
 from ray import serve
 
 from reward_services import RewardUnknown
-from tests.captioned import rows, write_folder
+from tests.captioned import picture, rows, write_folder
 from tests.processes import PATIENCE_S, pids_titled, wait_for
 from tests.small_run import configured, picked, relative_difference, settings, weights_of
 from tests.sockets import beyond_loopback, documented
@@ -174,17 +174,24 @@ def test_killed_processes_cost_nothing_but_unsaved_updates(
 
 
 def test_given_pictures_are_learned_without_a_coordinator(
-    on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path
+    on_ray: tuple[TrainConfig, CoordinatorScoring], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody is there to score them; who scores other runs on the cluster is left alone."""
+    """Nobody is there to score them; who scores other runs on the cluster is left alone.
+
+    What a rank warns of is told where the command runs: a picture that is broken.
+    """
     config, _ = on_ray
-    source = write_folder(tmp_path / "pictures", rows(4))
-    overrides = ("method=standard", f"data.source={source}", "prompts={}", "rewards={}", "updates=1")
+    broken = {"text": "broken", "image": picture("red", 400, 400)[:-200]}
+    source = write_folder(tmp_path / "pictures", [*rows(4), broken])
+    overrides = ("method=standard", f"data.source={source}", "prompts={}", "rewards={}", "updates=2")
     config = configured(tmp_path, Path(config.model.path), *overrides)
-    before = pids_titled(COORDINATOR)
-    run_ranks(config, scoring_of(config))
-    assert RunFolder(config.run_folder).is_finished
+    folder, before = RunFolder(config.run_folder), pids_titled(COORDINATOR)
+    watch(config, folder, lambda: run_ranks(config, scoring_of(config)))
+    assert folder.is_finished
     assert pids_titled(COORDINATOR) == before
+    (warning,) = folder.warnings
+    assert warning.startswith(f"{source}, row 4: picture ")
+    assert f"Warning: {warning}\n" in capfd.readouterr().err
 
 
 def test_a_mistake_ends_the_run_at_once(

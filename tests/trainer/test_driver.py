@@ -1,6 +1,7 @@
 """Before a run: mistakes are found and nothing is written. While it runs: progress, Ctrl-C, why it ended."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from tests.captioned import picture, rows, write_folder
 from tests.small_run import CPU, ScoringHere, configured
-from trainer.config import ConfigError, TrainConfig, load_config, save_config
+from trainer.config import ConfigError, DataConfig, TrainConfig, load_config, save_config
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
 from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, locked, watch
@@ -39,6 +40,7 @@ def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
         ("prompts.train=nowhere.txt", PromptFileError, "cannot be read"),
         ("prompts.held_out=nowhere.txt", PromptFileError, "cannot be read"),
         ("method=standard data.source=nowhere", DataError, "is no folder, .tar"),
+        ("method=diffusion_dpo data.source=deploy/shapes/pictures.parquet", DataError, "1 pictures a row, 2"),
         ("model.image_size=15", ModelError, "draws multiples of 2 pixels"),
         ("model.lora={target_modules:[to_qq]}", ConfigError, "no layer's name ends in 'to_qq'"),
     ],
@@ -66,14 +68,6 @@ def test_a_part_of_the_model_that_is_missing_is_found_without_its_weights(
     other = config.model_copy(update={"model": config.model.model_copy(update={"decoding": "sliced"})})
     with pytest.raises(ModelError, match=r"cannot load model\.path .*no file named config\.json"):
         check(other)
-
-
-def test_given_pictures_of_another_kind_are_found_before_anything_starts(
-    pipelines: dict[str, Path], tmp_path: Path
-) -> None:
-    source = f"data.source={write_folder(tmp_path / 'pictures', rows(2))}"
-    with pytest.raises(DataError, match="1 pictures a row, 2 are wanted"):
-        check(configured(tmp_path, pipelines["epsilon"], "method=diffusion_dpo", source))
 
 
 def test_a_missing_library_of_the_optimizer_is_found_before_anything_starts(
@@ -249,6 +243,29 @@ def test_the_bar_follows_the_metrics(config: TrainConfig, capfd: pytest.CaptureF
     assert ", -" not in last.replace("reward=-", "")
 
 
+def test_what_ranks_warn_of_stands_above_the_bar(
+    config: TrainConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each once whatever number of ranks meets it; what an earlier command told is not told again."""
+    folder = check(config)
+    begin(config, folder)
+    log = logging.getLogger("trainer.checkpoint")
+
+    def warn(message: str) -> None:
+        for rank in (0, 1):
+            with folder.keeping_warnings(rank):
+                log.warning("%s", message)
+
+    warn("told before")
+    watch(config, folder, lambda: warn("a checkpoint is damaged: rank 0 wrote it"))
+    told = capfd.readouterr().err
+    assert "Warning: a checkpoint is damaged: rank 0 wrote it\n" in told
+    assert told.count("Warning") == 1
+    assert len(folder.warnings) == 4
+    folder.reopen()
+    assert folder.warnings == [], "the run begins anew"
+
+
 def test_a_finished_run_is_reported(config: TrainConfig) -> None:
     folder = check(config)
     begin(config, folder)
@@ -271,12 +288,10 @@ def test_paths_are_found_from_another_working_directory_and_ids_stay(
     monkeypatch.chdir(tmp_path)
     overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
     overrides += ["rewards.services=rewards.yaml", "evaluation.features=model", "data.source=shards/*.tar"]
-    here = configured(tmp_path, pipelines["epsilon"], "method=standard", *overrides)
-    config = absolute_paths(here)
+    config = absolute_paths(configured(tmp_path, pipelines["epsilon"], "method=standard", *overrides))
     assert config.run_folder == tmp_path / "runs" / "a"
     assert config.prompts.train == str(tmp_path / "train.jsonl")
-    assert config.data is not None
-    assert config.data.source == f"{tmp_path}/shards/*.tar"
+    assert config.data == DataConfig(source=f"{tmp_path}/shards/*.tar")
     assert config.rewards.services == tmp_path / "rewards.yaml"
     assert config.model.path == config.evaluation.features == str(tmp_path / "model")
     elsewhere = ("model.path=stabilityai/sdxl", "data=null", "prompts.held_out=null")

@@ -1,7 +1,9 @@
 """The run folder: what is asked of a run, what it leaves, whole or not at all, as the report reads it."""
 
 import json
+import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,17 @@ def test_a_model_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     for _ in range(2):
         folder.save_model("pipeline", write)
     assert [path.name for path in tmp_path.rglob("*")] == ["pipeline", "weights"]
+
+
+def test_warnings_are_kept_with_rank_and_time(tmp_path: Path) -> None:
+    """Those of the package, while somebody keeps them; without one there is no file."""
+    folder = RunFolder(tmp_path)
+    with folder.keeping_warnings(3):
+        logging.getLogger("trainer.trackers").info("all is well")
+        logging.getLogger("somebody.else").warning("not ours")
+        assert not (tmp_path / "warnings.log").exists()
+        logging.getLogger("trainer.trackers").warning("wandb is told no more: %s", "it\nis gone")
+    logging.getLogger("trainer.trackers").warning("nobody keeps this")
+    assert folder.warnings == ["wandb is told no more: it is gone"]
+    line = (tmp_path / "warnings.log").read_text(encoding="utf-8")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d .* rank 3: wandb is told no more: it is gone\n", line)
