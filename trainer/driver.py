@@ -38,12 +38,14 @@ _LENGTH = ("updates", "budget")
 _ANEW = (*_LENGTH, "optimizer.lr", "optimizer.decay")
 """Settings that may be set anew on a run's way: how long it is and how fast it learns."""
 _AROUND = (
-    *("ranks", "watch", "checkpoint", "trackers", "control", "evaluation.every_updates", "evaluation.along"),
-    *("evaluation.batch_size", "rewards.services", "rewards.url", "rewards.batch_images"),
-    *("rewards.calls_at_once", "rewards.deadline_s", "rewards.ready_timeout_s", "rewards.failure_budget"),
-    "rewards.revisions",
+    *("ranks", "watch", "checkpoint", "trackers", "control", "prompts.strict", "data.strict"),
+    *("evaluation.every_updates", "evaluation.along", "evaluation.batch_size"),
+    *("rewards.services", "rewards.url", "rewards.batch_images", "rewards.calls_at_once"),
+    *("rewards.deadline_s", "rewards.ready_timeout_s", "rewards.failure_budget", "rewards.revisions"),
+    *("model.gradient_checkpointing", "model.states_with_gradients", "model.compile", "model.offload"),
+    *("model.decoded_at_a_time", "loss.branches_per_micro_batch"),
 )
-"""Settings around a run, which is the same under others."""
+"""Settings around a run, which is the same under others: where, in how little memory, how it is watched."""
 
 
 class RunFailed(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong

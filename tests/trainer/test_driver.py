@@ -115,7 +115,7 @@ def test_the_same_command_goes_on_and_another_is_refused(config: TrainConfig) ->
     assert (folder.stop_requested, folder.failure) == (False, None)
     check(with_settings(config, "seed=9", "model.lora={rank: 2}"))  # no update was made: nothing is lost
     made_an_update(folder)
-    goes_on = ("ranks.workers=2", "watch.gap=9", "updates=7", "optimizer.lr=1e-5", "rewards.url=http://there")
+    goes_on = ("ranks.workers=2", "watch.gap=9", "updates=7", "optimizer.lr=1e-5", "model.offload=true")
     check(with_settings(config, *goes_on))
     refused = r"other settings \(loss.beta, seed\); resume it with its own \(sharpen train"
     with pytest.raises(RunFailed, match=refused):

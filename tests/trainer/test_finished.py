@@ -44,7 +44,7 @@ def test_a_model_runs_as_its_run_did_or_as_is_wanted(
     pipelines: dict[str, Path], tmp_path: Path, families: dict[str, Path]
 ) -> None:
     """Which model it is, the folder says: the section of other settings may name another."""
-    elsewhere = ModelConfig(path=str(families["flux-dev"]), dtype="bfloat16", image_size=12, decoding="tiled")
+    elsewhere = ModelConfig(path=str(families["flux-dev"]), dtype="bfloat16", image_size=12, tiled=True)
     for name, lora in (("full", "null"), ("lora", "{rank: 2}")):
         config = trained(tmp_path / name, pipelines["epsilon"], lora)
         as_trained, policy = open_policy(config.run_folder), open_policy(config.run_folder, elsewhere)
