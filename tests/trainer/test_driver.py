@@ -65,7 +65,7 @@ def test_a_part_of_the_model_that_is_missing_is_found_without_its_weights(
     config.run_folder.rmdir()
     check(config)
     (model / "vae" / "config.json").unlink()
-    other = config.model_copy(update={"model": config.model.model_copy(update={"decoding": "sliced"})})
+    other = config.model_copy(update={"model": config.model.model_copy(update={"tiled": True})})
     with pytest.raises(ModelError, match=r"cannot load model\.path .*no file named config\.json"):
         check(other)
 
