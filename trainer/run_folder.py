@@ -24,9 +24,10 @@ from trainer.evaluation import EvaluationResult
 from trainer.held_out import Evaluated
 from trainer.replay import Lesson
 
-_BY = "rank "
 GRID_PICTURES = 24
 TREES = 3
+_BY = "rank "
+"""Between the time of a warning and the number of the rank that met it."""
 
 
 class RunFolder:
