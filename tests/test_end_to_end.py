@@ -72,6 +72,7 @@ def other_run(config: Path) -> str:
     run = config.parent / "run"
     run.mkdir()
     (run / "config.yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
+    (run / "metrics.jsonl").write_text('{"update": 1}\n', encoding="utf-8")
     return "seed=77"
 
 
@@ -93,7 +94,7 @@ BAD_INPUT = {
     "no rewards file": (setting("rewards.services=nowhere.yaml"), "nowhere.yaml: No such file or directory"),
     "unknown reward": (setting("rewards.weights={clop: 1}"), "names 'clop', which"),
     "no cluster": (setting("rewards.judge=large"), "no Ray cluster answers at 127.0.0.1:1"),
-    "other run": (other_run, "holds a run with other settings; resume it with its own (sharpen train"),
+    "other run": (other_run, "holds a run with other settings (seed); resume it with its own (sharpen train"),
 }
 
 
