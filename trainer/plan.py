@@ -129,7 +129,7 @@ def as_table(config: TrainConfig, planned: Plan) -> str:
         f"  {'denoiser evaluations, sampling':34}{work.evaluations_sampling:>12,}",
         f"  {'denoiser evaluations, learning':34}{work.evaluations_learning:>12,}",
         f"  {'images for each reward':34}{work.images_scored:>12,}   in {work.micro_batches} micro-batches",
-        f"  {'reward calls':34}{work.reward_calls:>12,}   of at most {config.rewards.batch_images} images",
+        f"  {'reward calls':34}{work.reward_calls:>12,}   or more, as ranks drift apart",
     ]
     if not work.images_scored:
         scored = "rewards score held-out pictures only" if config.rewards.names else "nothing is scored"

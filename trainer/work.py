@@ -25,7 +25,7 @@ class Work:
     """Parts of an update that a rank samples; all but the last, and that before branches stop, are scored
     while the next one is sampled."""
     reward_calls: int
-    """Batches sent to a reward, where the ranks ask within 5 ms of each other and rewards keep up."""
+    """Batches sent to a reward where ranks ask within 5 ms of each other and rewards keep up; else more."""
 
 
 @dataclass(frozen=True, slots=True)
