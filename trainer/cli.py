@@ -102,8 +102,10 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 def _search(arguments: argparse.Namespace) -> int:
     from trainer import cluster, finished
-    from trainer.search.results import Settings, judge_of, search_prompts, write_results
+    from trainer.search.results import SEARCH_FILE, Settings, judge_of, search_prompts, write_results
 
+    if (arguments.out / SEARCH_FILE).exists():
+        raise ConfigError(f"{arguments.out} holds an earlier search; choose another folder with --out")
     run = finished.run_of(arguments.model)
     config = finished.searched_with(arguments.model, run, arguments.rewards, arguments.reward)
     sampling = finished.sampling_of(

@@ -80,3 +80,10 @@ def test_strict_data_is_a_setting(
         file.write('{"prompt": ""}\n')
     assert main(command) == 2, "without pictures it holds for prompts alone"
     assert "held-out.jsonl, line 7: prompt is missing or not text; repair it" in capsys.readouterr().err
+
+
+def test_an_earlier_search_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "search.json").write_text("{}", encoding="utf-8")
+    assert main(["search", str(tmp_path), "a red circle", "--budget", "8", "--out", str(tmp_path)]) == 2
+    said = f"sharpen: {tmp_path} holds an earlier search; choose another folder with --out\n"
+    assert capsys.readouterr().err == said

@@ -24,7 +24,7 @@ from trainer.records import Prompt
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring
 from trainer.search import Found
-from trainer.search.results import Settings, judge_of, search_prompts, write_results
+from trainer.search.results import SEARCH_FILE, Settings, judge_of, search_prompts, write_results
 
 Train = Callable[[TrainConfig], None]
 """Runs the ranks of a run to its end, or to a stop that was asked for."""
@@ -41,7 +41,7 @@ class Job:
 
 def jobs(comparison: CompareConfig) -> Iterator[Job]:
     """Runs and then searches that are not finished yet, seed by seed, so that tables fill evenly."""
-    kinds = ((comparison.methods, "summary.json"), (comparison.searches, "search.json"))
+    kinds = ((comparison.methods, "summary.json"), (comparison.searches, SEARCH_FILE))
     for (names, file), seed in itertools.product(kinds, comparison.seeds):
         every = (Job(name, seed, comparison.place(name, seed)) for name in names)
         yield from (job for job in every if not (job.folder / file).exists())

@@ -13,6 +13,7 @@ from trainer.config.comparison import Axis, CompareConfig
 from trainer.config.train import load_config
 from trainer.evaluation import EvaluationResult
 from trainer.run_folder import RunFolder
+from trainer.search.results import SEARCH_FILE
 
 AXES: tuple[Axis, ...] = get_args(Axis)
 _SLACK = 1.1
@@ -139,8 +140,8 @@ def summarise(comparison: CompareConfig) -> dict[str, Any]:
 def _searched(comparison: CompareConfig, name: str) -> Row | None:
     """The row of a search, None until one of its seeds is there."""
     found = [
-        json.loads((folder / "search.json").read_text(encoding="utf-8"))
-        for folder in _finished(comparison, name, "search.json")
+        json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
+        for folder in _finished(comparison, name, SEARCH_FILE)
     ]
     if not found:
         return None

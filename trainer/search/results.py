@@ -19,6 +19,8 @@ from trainer.scoring import Scoring
 from trainer.search import SEARCHES, Found, Searcher, search
 from trainer.search.searcher import Judge
 
+SEARCH_FILE = "search.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -104,7 +106,7 @@ def write_results(
                 "best_scores": one.best_scores,
             }
         )
-    result = folder / "search.json"
+    result = folder / SEARCH_FILE
     about = {"method": settings.method, "budget": settings.budget, "seed": settings.seed}
     sampling = settings.sampling.model_dump(mode="json")
     partial = result.with_suffix(".partial")
