@@ -124,21 +124,24 @@ def test_parts_change_memory_and_not_the_update(
     assert relative_difference(whole, micro, folder) < 1e-3
 
 
-def half(ranks: Ranks, config: TrainConfig, out: Path) -> None:
-    for method in RANKED:
-        run = started(config.model_copy(update={"method": method}), ranks)
+def half(ranks: Ranks, configs: dict[str, TrainConfig], out: Path) -> None:
+    for name, config in configs.items():
+        run = started(config, ranks)
         learned = run.learner.learn(lessons_of(run))
         if ranks.is_main:
             weights = [parameter.detach() for parameter in run.policy.parameters]
-            torch.save({"weights": weights, "learned": learned}, out / f"{method}.pt")
+            torch.save({"weights": weights, "learned": learned}, out / f"{name}.pt")
 
 
 def test_two_ranks_learn_what_one_does(folder: Path, tmp_path: Path) -> None:
-    config = configured(tmp_path, folder)
-    in_two_ranks(half, config, tmp_path)
-    for method in RANKED:
-        two = torch.load(tmp_path / f"{method}.pt", weights_only=True)
-        weights, learned = moved(config.model_copy(update={"method": method}))
+    """By every kind of method, and where branches stop on the way."""
+    stopping = ("branching.previews=[0, -1]", "branching.stop={after: 0, keep: 2}")
+    configs = {name: configured(tmp_path, folder, f"method={name}") for name in RANKED}
+    configs["stopping"] = configured(tmp_path, folder, *stopping)
+    in_two_ranks(half, configs, tmp_path)
+    for name, config in configs.items():
+        two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        weights, learned = moved(config)
         assert two["learned"] == pytest.approx(learned, rel=1e-3)
         assert relative_difference(weights, two["weights"], folder) < 1e-3
 
