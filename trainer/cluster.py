@@ -269,6 +269,7 @@ def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
         pace=Pace(
             batch_images=options.batch_images,
             batches_at_once=options.calls_at_once,
+            attempt_s=options.attempt_s,
             deadline_s=options.deadline_s,
         ),
         record=Instruments(),

@@ -32,6 +32,8 @@ class Need:
     """What an update waits for the last scores, then: beside the other rewards whose replicas are known."""
     served: int | None = None
     """Replicas that rewards.services has of it at most; None where that cannot be read here."""
+    call_s: float | None = None
+    """What the largest call takes one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def _needs(
     options, served = config.rewards, _served(config)
     replicas = {name: Replicas(math.ceil(needed / rate), rate) for name, rate in rates.items()}
     tails = dict.fromkeys(replicas, 0.0)
+    largest = min(options.batch_images, max(previews.images for sent in stages for previews in sent))
     for sent in stages:
         answered = answered_s(
             sent, replicas, batch_images=options.batch_images, calls_at_once=options.calls_at_once
@@ -155,7 +158,11 @@ def _needs(
         tails = {name: tail + answered[name] - sent[-1].came_s for name, tail in tails.items()}
     return {
         name: Need(
-            needed, replicas[name].count if name in replicas else None, tails.get(name), served.get(name)
+            needed,
+            replicas[name].count if name in replicas else None,
+            tails.get(name),
+            served.get(name),
+            largest / rates[name] if name in rates else None,
         )
         for name in options.weights
     }
@@ -191,6 +198,12 @@ def _advice(config: TrainConfig, rewards: Mapping[str, Need]) -> list[str]:
     options, advice = config.rewards, []
     most = max(need.replicas or 1 for need in rewards.values())
     images = sampled(config, 0.0)[-1][-1].images
+    for name, need in rewards.items():
+        if need.call_s is not None and need.call_s > options.attempt_s:
+            advice.append(
+                f"A call takes {name} {need.call_s:,.1f} s, beyond rewards.attempt_s={options.attempt_s:g}: "
+                "set that higher (and rewards.deadline_s), or rewards.batch_images lower"
+            )
     if options.calls_at_once < most:
         advice.append(f"rewards.calls_at_once={options.calls_at_once} keeps no more busy: set it to {most}")
     if math.ceil(images / options.batch_images) < min(most, images):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reward_services import Score
+from reward_services import DeadlineExceeded, Score
 from trainer.branches import Branches
 from trainer.costs import Devices
 
@@ -98,6 +98,8 @@ class FailureBudget:
         if score.error is None and score.value is not None:
             return score.value
         self.cause = str(score.error.detail or score.error.title) if score.error else "no value"
+        if score.error and score.error.title == DeadlineExceeded.title:
+            self.cause += " (a call of rewards.batch_images pictures has rewards.attempt_s seconds)"
         return float("nan")
 
     @property

@@ -67,6 +67,18 @@ def test_replicas_that_are_served_are_said(
     assert ("2 replicas (1 served), then" in as_table(config, planned)) == (served == 1)
 
 
+def test_a_call_that_takes_too_long_is_named(config: TrainConfig) -> None:
+    """Of 6 images, two micro-batches of 2 prompts x 3 branches an update, at 0.1 a second."""
+    planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"jpeg": 0.1})
+    assert planned.rewards["jpeg"].call_s == pytest.approx(60)
+    said = "A call takes jpeg 60.0 s, beyond rewards.attempt_s=30: set that higher"
+    assert said in as_table(config, planned)
+    longer = config.model_copy(update={"rewards": config.rewards.model_copy(update={"attempt_s": 60.0})})
+    assert said not in as_table(
+        longer, plan(longer, seconds_per_evaluation=0.1, images_per_second={"jpeg": 0.1})
+    )
+
+
 @pytest.mark.parametrize("seconds", [None, 0.1])
 def test_given_pictures_need_no_scores(
     pipelines: dict[str, Path], tmp_path: Path, seconds: float | None

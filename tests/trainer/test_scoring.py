@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from reward_services import ReplicaLost, Score
+from reward_services import DeadlineExceeded, ReplicaLost, Score
 from trainer.branches import Branches
 from trainer.families.family import Conditioning
 from trainer.records import Prompt
@@ -146,6 +146,14 @@ def test_a_reward_that_dies_late_is_not_outweighed_by_its_past() -> None:
     assert counted(budget, failures=0, scores=100_000) is None
     assert counted(budget, failures=50, scores=50) is None
     assert str(counted(budget, failures=1, scores=1)).startswith("51 of the last 1000 scores failed")
+
+
+def test_a_call_that_took_too_long_says_what_bounds_it() -> None:
+    budget = FailureBudget(share=0.0)
+    budget.count(Score.failed(DeadlineExceeded("clip did not answer within 30 s")))
+    assert "within 30 s (a call of rewards.batch_images pictures has rewards.attempt_s" in str(
+        budget.exhausted
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

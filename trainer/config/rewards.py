@@ -27,6 +27,8 @@ class RewardsConfig(Section):
     """More rewards for held-out pictures only: where they fall behind, the training reward is gamed."""
     deadline_s: Positive = 60.0
     """Time until a scoring request counts as failed, its retries included."""
+    attempt_s: Positive = 30.0
+    """Time that one call has before it is made again: no less than a replica takes for batch_images."""
     batch_images: Count = 128
     """Most images of one call; a call goes to one replica of each reward."""
     calls_at_once: Count = 4
