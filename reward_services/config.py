@@ -106,6 +106,11 @@ class _Deployed(_Section):
     health_check_timeout_s: PositiveFloat = 60.0
 
     @property
+    def first_replicas(self) -> int:
+        """That are started; one in any case, so that one which cannot score is found now, not later."""
+        return max(1, self.autoscaling.min_replicas) if self.autoscaling else self.num_replicas
+
+    @property
     def most_replicas(self) -> int:
         """That there may be at a time."""
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
@@ -213,14 +218,12 @@ class ServicesConfig(_Section):
         """Of the replicas that are started at first, and of the endpoint; by Ray's names."""
         asked = {"CPU": self.http.num_replicas * self.http.num_cpus if self.http else 0.0, "GPU": 0.0}
         for reward in self.rewards.values():
-            scaled = reward.autoscaling
-            replicas = max(1, scaled.min_replicas) if scaled else reward.num_replicas
             for name, amount in (
                 *reward.resources.items(),
                 ("CPU", reward.num_cpus),
                 ("GPU", reward.num_gpus),
             ):
-                asked[name] = asked.get(name, 0.0) + replicas * amount
+                asked[name] = asked.get(name, 0.0) + reward.first_replicas * amount
         return asked
 
     @property

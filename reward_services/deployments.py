@@ -64,8 +64,7 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
     actor = reward.model_dump(include={"num_cpus", "num_gpus", "resources", "runtime_env"}, exclude_none=True)
     scale: dict[str, Any] = {"num_replicas": reward.num_replicas}
     if reward.autoscaling is not None:
-        # One is started in any case: a reward that cannot score its golden sample is found now, not later.
-        first = {"initial_replicas": max(1, reward.autoscaling.min_replicas)}
+        first = {"initial_replicas": reward.first_replicas}
         scale = {"autoscaling_config": reward.autoscaling.model_dump() | first}
     settings = {
         "reward": reward.model_dump(mode="json", include={"scorer", "options", "batch", "observe"}),

@@ -33,7 +33,7 @@ from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from reward_services import AsyncRewardClient, RewardError, Rewards, RewardUnknown, Score
+from reward_services import AsyncRewardClient, RewardError, Rewards, Score
 from reward_services.config import ServicesConfig
 from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy, start_ray
@@ -44,7 +44,7 @@ from trainer.coordinator import Pace
 from trainer.costs import Devices
 from trainer.driver import RunFailed, absolute_paths
 from trainer.observed import STALL, ObservedCoordinator
-from trainer.preflight import check_reachable, check_room, check_served
+from trainer.preflight import check_names, check_reachable, check_room, check_served
 from trainer.ranks import Ranks
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder
@@ -170,11 +170,7 @@ def run_ranks(config: TrainConfig, scoring: Scoring) -> None:
             num_workers=(ranks.min_workers, ranks.workers) if ranks.min_workers else ranks.workers,
             elastic_resize_monitor_interval_s=ranks.resize_s,
             use_gpu=ranks.gpus_per_worker > 0,
-            resources_per_worker={
-                **ranks.resources,
-                "CPU": ranks.cpus_per_worker,
-                "GPU": ranks.gpus_per_worker,
-            },
+            resources_per_worker=ranks.resources_per_worker,
         ),
         run_config=RunConfig(
             name=config.run_folder.name,
@@ -216,10 +212,7 @@ def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:
     if path is None:
         return None
     services = load_services(path)
-    strangers = [name for name in _rewards_of(config) if name not in services.rewards]
-    if strangers:
-        known = ", ".join(services.rewards)
-        raise RewardUnknown(f"rewards names {strangers[0]!r}, which {path} does not serve; it serves {known}")
+    check_names(config.rewards, path, services.rewards)
     # On a cluster of its own nobody else calls them: no port, so that runs side by side do not meet there.
     return services.model_copy(update={"http": None}) if alone else services
 

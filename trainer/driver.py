@@ -41,13 +41,8 @@ _AROUND = (
     *("ranks", "watch", "checkpoint", "trackers", "control", "prompts.strict", "data.strict"),
     *("evaluation.every_updates", "evaluation.along", "evaluation.batch_size"),
     *("rewards.services", "rewards.url", "rewards.batch_images", "rewards.calls_at_once"),
-    *(
-        "rewards.attempt_s",
-        "rewards.deadline_s",
-        "rewards.ready_timeout_s",
-        "rewards.failure_budget",
-        "rewards.revisions",
-    ),
+    *("rewards.attempt_s", "rewards.deadline_s", "rewards.ready_timeout_s"),
+    *("rewards.failure_budget", "rewards.revisions"),
     *("model.gradient_checkpointing", "model.states_with_gradients", "model.compile", "model.offload"),
     *("model.decoded_at_a_time", "loss.branches_per_micro_batch"),
 )

@@ -5,7 +5,7 @@ Shapes: P prompts of a micro-batch, K branches, T steps, S replayed states, (C, 
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,8 @@ def memory_of(config: TrainConfig) -> Memory:
         "autoencoder": _module_bytes(family.pipeline.vae) if resident else 0,
         "preview decoder": _module_bytes(previews) if resident and previews else 0,
     }
-    return Memory(standing, _working(config, family, policy, gradients=numbers * _FLOAT32))
+    rehearsal = _Rehearsal(config, family, policy, previews)
+    return Memory(standing, _working(config, rehearsal, gradients=numbers * _FLOAT32))
 
 
 def chosen_branches(config: TrainConfig, prompts: int) -> int:
@@ -94,9 +95,8 @@ def replayed_states(config: TrainConfig) -> int:
     return min(config.loss.states_per_branch, last - first)
 
 
-def _working(config: TrainConfig, family: Family, policy: Policy, *, gradients: int) -> dict[str, int]:
+def _working(config: TrainConfig, rehearsal: "_Rehearsal", *, gradients: int) -> dict[str, int]:
     """The phases, given the bytes of the gradients that a rank keeps."""
-    rehearsal = _Rehearsal(config, family, policy)
     if config.data is None:
         drawn = config.prompts_at_a_time * config.branching.branches
         phases = rehearsal.drawing(config.prompts_at_a_time, drawn, config.path_steps, training=True)
@@ -119,8 +119,10 @@ def _working(config: TrainConfig, family: Family, policy: Policy, *, gradients: 
 class _Rehearsal:
     """Phases of an update on a model without values; each answers the bytes that it takes at most."""
 
-    def __init__(self, config: TrainConfig, family: Family, policy: Policy) -> None:
-        self._config, self._family, self._policy = config, family, policy
+    def __init__(
+        self, config: TrainConfig, family: Family, policy: Policy, previews: nn.Module | None
+    ) -> None:
+        self._config, self._family, self._policy, self._previews = config, family, policy, previews
         self._as_there = AsOnDevice(getattr(torch, config.model.dtype))
         self._is_sharded = _shares(config) > 1
         # There is no autocast on the meta device; AsOnDevice stands in for that of others.
@@ -139,7 +141,7 @@ class _Rehearsal:
         return {
             "encoding": gathered + self.encoding(prompts),
             "sampling": gathered + grown + self._sampling(pictures),
-            "decoding": gathered + grown + self._decoding(pictures, of_previews=training),
+            "decoding": gathered + grown + self._decoding(pictures, self._decoders(training=training)),
         }
 
     def encoding(self, prompts: int) -> int:
@@ -153,7 +155,7 @@ class _Rehearsal:
         blank = np.zeros((pictures, h * scale, w * scale, 3), dtype=np.uint8)
         with AsOnDevice(torch.float32), LiveMemory() as memory:
             encoded(vae, blank, META)
-        return memory.peak + self._visiting_vae
+        return memory.peak + self._visiting(vae)
 
     def learning(self, gradients: int) -> int:
         config, policy = self._config, self._policy
@@ -177,19 +179,20 @@ class _Rehearsal:
         self._as_there.forget()
         return memory.peak
 
-    def _decoding(self, pictures: int, *, of_previews: bool) -> int:
-        own, previews = self._family.pipeline.vae, _preview_decoder(self._config, self._family)
+    def _decoding(self, pictures: int, decoders: Sequence[nn.Module]) -> int:
         most = []
-        for vae in self._decoders(own, previews) if of_previews and previews else [own]:
-            visiting = _module_bytes(vae) if self._config.model.offload else 0
+        for vae in decoders:
             with AsOnDevice(torch.float32), LiveMemory() as memory:
                 decoded(vae, self._latents(pictures), self._config.model.decoded_at_a_time)
-            most.append(memory.peak + visiting)
+            most.append(memory.peak + self._visiting(vae))
         return max(most)
 
-    def _decoders(self, own: nn.Module, previews: nn.Module) -> list[nn.Module]:
-        """What decodes while branches grow: where they end early, none of their pictures is finished."""
-        return [previews] if self._config.path_steps < self._config.sampling.steps else [previews, own]
+    def _decoders(self, *, training: bool) -> list[nn.Module]:
+        """What decodes; of branches that end early no picture is finished."""
+        own, config = self._family.pipeline.vae, self._config
+        if self._previews is None or not training:
+            return [own]
+        return [self._previews] if config.path_steps < config.sampling.steps else [self._previews, own]
 
     def _as_in_blocks(self) -> None:
         """Weights have the format in which blocks come together, and their gradients go to other ranks."""
@@ -211,9 +214,8 @@ class _Rehearsal:
     def _gathered(self) -> int:
         return _bytes_of(self._policy.parameters)
 
-    @property
-    def _visiting_vae(self) -> int:
-        return _module_bytes(self._family.pipeline.vae) if self._config.model.offload else 0
+    def _visiting(self, module: nn.Module) -> int:
+        return _module_bytes(module) if self._config.model.offload else 0
 
     def _latents(self, count: int) -> Tensor:
         return torch.zeros(count, *self._family.latent_shape, device=META)

@@ -174,10 +174,7 @@ def _served(config: TrainConfig) -> dict[str, int]:
         rewards = load_services(config.rewards.services).rewards if config.rewards.services else {}
     except ConfigInvalid:  # the run will say so; the plan is good without
         return {}
-    return {
-        name: reward.autoscaling.max_replicas if reward.autoscaling else reward.num_replicas
-        for name, reward in rewards.items()
-    }
+    return {name: reward.most_replicas for name, reward in rewards.items()}
 
 
 def _device_bytes() -> int | None:

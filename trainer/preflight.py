@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from reward_services import RewardClient, RewardUnknown
 from trainer.config import RanksConfig, RewardsConfig
@@ -38,11 +39,15 @@ def check_served(rewards: RewardsConfig) -> None:
     if rewards.url is None:
         return
     with RewardClient(rewards.url, api_key=os.environ.get("REWARDS_API_KEY"), retries=_RETRIES) as client:
-        served = [info.id for info in client.describe()]
+        check_names(rewards, rewards.url, [info.id for info in client.describe()])
+
+
+def check_names(rewards: RewardsConfig, place: str | Path, served: Collection[str]) -> None:
+    """Raise RewardUnknown where one is named that an address or a rewards.yaml does not serve."""
     for name in rewards.names:
         if name not in served:
             raise RewardUnknown(
-                f"rewards names {name!r}, which {rewards.url} does not serve; it serves {', '.join(served)}"
+                f"rewards names {name!r}, which {place} does not serve; it serves {', '.join(served)}"
             )
 
 
@@ -88,5 +93,7 @@ def _of_ranks(ranks: RanksConfig | None) -> dict[str, float]:
     """Of as many as can do."""
     if ranks is None:
         return {}
-    each = {**ranks.resources, "CPU": ranks.cpus_per_worker, "GPU": ranks.gpus_per_worker}
-    return {name: (ranks.min_workers or ranks.workers) * amount for name, amount in each.items()}
+    return {
+        name: (ranks.min_workers or ranks.workers) * amount
+        for name, amount in ranks.resources_per_worker.items()
+    }

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trainer.evaluation import EvaluationResult
 from trainer.held_out import Evaluated
+from trainer.metrics import FILE_NAME
 from trainer.replay import Lesson
 
 GRID_PICTURES = 24
@@ -106,7 +107,7 @@ class RunFolder:
     @property
     def has_updates(self) -> bool:
         """Whether the run has made an update, which another run here would lose."""
-        metrics = self.path / "metrics.jsonl"
+        metrics = self.path / FILE_NAME
         return metrics.exists() and metrics.stat().st_size > 0
 
     def save_evaluation(self, name: str, evaluated: Evaluated) -> None:

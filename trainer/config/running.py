@@ -33,6 +33,11 @@ class RanksConfig(Section):
     max_failures: Whole = 3
     """Times the ranks are started again from the last checkpoint after one died."""
 
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """All that is reserved for each rank, by Ray's names."""
+        return {**self.resources, "CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+
 
 class BudgetConfig(Section):
     """What training may spend, evaluations not counted; the run ends when the first of them is spent."""
