@@ -1,5 +1,6 @@
 """What a run spends is added up where it is spent, and over ranks."""
 
+import mmap
 import sys
 import time
 from copy import copy
@@ -72,17 +73,20 @@ def test_peaks_are_the_highest_of_ranks_and_stretches() -> None:
     assert high.since(low) == Costs(learning_peak_bytes=9, cache_hits=1)
 
 
+def fill(size: int) -> None:
+    """Take so much memory from the system for a moment; `b"x" * size` may get what the heap has left over."""
+    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
 def test_each_phase_has_its_own_peak() -> None:
     costs = Costs()
     with costs.timed("learning_s"):
-        held = b"x" * (96 * 2**20)
-        del held
+        fill(96 * 2**20)
     with costs.timed("sampling_s"):
         pass
     with costs.timed("evaluation_s"):
-        drawn = b"x" * (48 * 2**20)
-        del drawn
+        fill(48 * 2**20)
     assert costs.learning_peak_bytes - costs.sampling_peak_bytes > 64 * 2**20
     assert costs.sampling_peak_bytes < costs.evaluation_peak_bytes < costs.learning_peak_bytes
     assert costs.sampling_peak_bytes > 0
