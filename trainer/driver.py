@@ -20,6 +20,7 @@ from trainer.data.sources import absolute
 from trainer.families.index import not_there
 from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
+from trainer.features import check_features
 from trainer.given import open_stream
 from trainer.metrics import FILE_NAME, ProgressBar, read_metrics
 from trainer.optimizer import check_moments
@@ -60,12 +61,14 @@ def check(config: TrainConfig) -> RunFolder:
         ModelError, PromptFileError, DataError: the model, a prompt file or other data cannot be used.
         TrackerMissing: a tracker is not installed, nobody said where it is, or it has no key.
         ConfigError: adapters are for layers that the model does not have, the optimizer's library is not
-            installed, or the settings in the run folder are damaged.
+            installed, features are to be no CLIP's, or the settings in the run folder are damaged.
         RunFailed: the run folder holds a finished run, or one of another configuration.
     """
     check_moments(config.optimizer)
     check_trackers(config.trackers)
     _check_data(config, _weightless(config.model))
+    if config.prompts.held_out and config.evaluation.features:
+        check_features(config.evaluation.features)
     folder = RunFolder(config.run_folder)
     if folder.has_updates:
         _check_continues(config, folder)

@@ -6,13 +6,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModelWithProjection
+
+from trainer.config import ConfigError
+
+_KINDS = ("clip", "clip_vision_model")
 
 
 class ImageFeatures:
-    """The vision tower of a CLIP folder or hub id."""
+    """The vision tower of a CLIP folder or hub id.
+
+    Raises:
+        ConfigError: there is no such model, or it is no CLIP.
+    """
 
     def __init__(self, path: str) -> None:
+        check_features(path)
         self._model = CLIPVisionModelWithProjection.from_pretrained(path, use_safetensors=True).eval()
         self._processor = AutoImageProcessor.from_pretrained(path, use_fast=False)
 
@@ -22,3 +31,18 @@ class ImageFeatures:
         pixels = self._processor([Image.fromarray(image) for image in images], return_tensors="pt")
         features: torch.Tensor = self._model(**pixels).image_embeds
         return features.numpy()
+
+
+def check_features(path: str) -> None:
+    """Look at a model's configuration: of another kind's weights none would be taken, and figures be random.
+
+    Raises:
+        ConfigError: there is no such model, or it is no CLIP.
+    """
+    needed = "give as evaluation.features a CLIP folder or its id on the hub, or null to measure no diversity"
+    try:
+        kind = AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load {path!r}; {needed} ({' '.join(str(error).split())})") from error
+    if kind not in _KINDS:
+        raise ConfigError(f"{path!r} holds a model of kind {kind}; {needed}")

@@ -75,7 +75,7 @@ def test_strict_data_is_a_setting(
     given = ["--set", "method=standard", "--set", f"data.source={bad}"]
     command = ["train", str(tmp_path / "settings.yaml"), "--strict-data"]
     assert main([*command, *given]) == 2
-    assert "row 0: caption is missing; repair it" in capsys.readouterr().err
+    assert "row 0: caption is missing or not text; repair it" in capsys.readouterr().err
     with (tmp_path / "held-out.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": ""}\n')
     assert main(command) == 2, "without pictures it holds for prompts alone"

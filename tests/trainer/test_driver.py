@@ -41,6 +41,7 @@ def config(pipelines: dict[str, Path], tmp_path: Path) -> TrainConfig:
         ("prompts.held_out=nowhere.txt", PromptFileError, "cannot be read"),
         ("method=standard data.source=nowhere", DataError, "is no folder, .tar"),
         ("method=diffusion_dpo data.source=deploy/shapes/pictures.parquet", DataError, "1 pictures a row, 2"),
+        ("evaluation.features=tests", ConfigError, "give as evaluation.features a CLIP folder"),
         ("model.image_size=15", ModelError, "draws multiples of 2 pixels"),
         ("model.lora={target_modules:[to_qq]}", ConfigError, "no layer's name ends in 'to_qq'"),
     ],
@@ -98,10 +99,11 @@ def test_rows_that_are_left_out_are_told_before_anything_starts(
     found = capsys.readouterr().err.splitlines()
     refuses = "--strict-data refuses them"
     unparsed = "1 whose text is not JSON (first: line 7)"
+    uncaptioned = "1 whose caption is missing or not text (first: row 2)"
     assert found == [
         f"1 of 7 rows of {tmp_path}/train.jsonl are left out: {unparsed}; {refuses}",
         f"1 of 7 rows of {tmp_path}/held-out.jsonl are left out: {unparsed}; {refuses}",
-        f"1 of 3 rows of {bad} are left out: 1 whose caption is missing (first: row 2); {refuses}",
+        f"1 of 3 rows of {bad} are left out: {uncaptioned}; {refuses}",
     ]
 
 

@@ -1,5 +1,6 @@
 """Image features are the model's own, one row a picture."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+from trainer.config import ConfigError
 from trainer.evaluation import diversity
-from trainer.features import ImageFeatures
+from trainer.features import ImageFeatures, check_features
 
 
 def pictures(count: int, size: int = 32) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
@@ -46,3 +48,21 @@ def test_diversity_of_equal_pictures_is_none(features: ImageFeatures) -> None:
     first, second = pictures(2)
     assert diversity(features([first, first]), "aa") == pytest.approx(0, abs=1e-5)
     assert (diversity(features([first, second]), "aa") or 0) > 1e-4
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    """Its weights have other names: transformers would warn, and draw some at random."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"holds a model of kind siglip; give as evaluation.features a CLIP"
+    ):
+        check_features(str(tmp_path))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_is_no_model_is_refused_in_a_line(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "clip"
+    if there:
+        folder.mkdir()
+    with pytest.raises(ConfigError, match=r"^cannot load .*/clip'; give as evaluation.features .*\)$"):
+        ImageFeatures(str(folder))

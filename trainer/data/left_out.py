@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.data.sources import DataError
 
@@ -54,3 +55,14 @@ class LeftOut:
 
     def __contains__(self, row: int) -> bool:
         return row in self._problems
+
+
+def text_problem(name: str, text: Any) -> str | None:
+    """What is wrong with a row's prompt or caption, as it is named; None where it can be tokenized."""
+    if not (isinstance(text, str) and text.strip()):
+        return f"{name} is missing or not text"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can escape one half of a surrogate pair
+        return f"{name} has half of a character"
+    return None

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from trainer.data.left_out import LeftOut
+from trainer.data.left_out import LeftOut, text_problem
 from trainer.data.order import Order, shuffled
 from trainer.data.sources import DataError, Source, is_table, open_table
 from trainer.records import Prompt
@@ -145,8 +145,7 @@ def _read_csv(path: Path, text: str) -> Iterator[_Row]:
 
 def _checked(values: dict[str, Any]) -> dict[str, Any] | str:
     """A row's columns, or what is wrong with its prompt."""
-    text = values.get("prompt")
-    return values if isinstance(text, str) and text.strip() else "prompt is missing or not text"
+    return text_problem("prompt", values.get("prompt")) or values
 
 
 class PromptStream:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config.data import DataConfig
-from trainer.data.left_out import LeftOut
+from trainer.data.left_out import LeftOut, text_problem
 from trainer.data.pictures import Size, decode, fit, size_of
 from trainer.data.sources import DataError, Source, content_of, open_table
 
@@ -142,7 +142,7 @@ class Rows:
 
     def _inspected(self) -> tuple[list[str | None], dict[int, Size]]:
         """What is wrong with each row, and the sizes of the first pictures of those that are right."""
-        problems = [_caption_problem(text) for text in self._table.column(self._caption)]
+        problems = [text_problem("caption", text) for text in self._table.column(self._caption)]
         if self._labels:
             labels = zip(*(self._table.column(label) for label in self._labels))
             problems = [known or _label_problem(*both) for known, both in zip(problems, labels)]
@@ -162,10 +162,6 @@ class Rows:
         except (OSError, ValueError) as error:
             return picture_problem(error)
         return sizes[0]
-
-
-def _caption_problem(text: Any) -> str | None:
-    return None if isinstance(text, str) and text.strip() else "caption is missing"
 
 
 def _label_problem(first: Any, second: Any) -> str | None:

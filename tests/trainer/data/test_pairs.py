@@ -118,7 +118,8 @@ def test_bad_rows_are_left_out_and_counted(
     assert "picture is a broken picture (image file is truncated); it is left out" in caplog.text
     assert "caption" not in caplog.text, "what all ranks find at once is told by the command"
     assert (
-        f"4 of 8 rows of {with_bad_rows} are left out: 2 whose caption is missing (first: row " in rows.report
+        f"4 of 8 rows of {with_bad_rows} are left out: 2 whose caption is missing or not text (first: row "
+        in rows.report
     )
 
 

@@ -62,13 +62,15 @@ def test_a_bad_file_is_one_line_that_names_it(
 
 BAD_ROWS = {
     "a.jsonl": (
-        '{"prompt": "a cat"}\nnope\n\n["a"]\n{"text": "a"}\n{"prompt": 3}\n{"prompt": "a dog"}\n{"prompt',
+        '{"prompt": "a cat"}\nnope\n\n["a"]\n{"text": "a"}\n{"prompt": 3}\n{"prompt": "a dog"}\n{"prompt'
+        '": "\\ud800"}\n{"prompt',
         {
             1: "line 2: text is not JSON (Expecting value)",
             2: 'line 4: text is not like {"prompt": "..."}',
             3: "line 5: prompt is missing or not text",
             4: "line 6: prompt is missing or not text",
-            6: "line 8: text is not JSON (Unterminated string starting at)",
+            6: "line 8: prompt has half of a character",
+            7: "line 9: text is not JSON (Unterminated string starting at)",
         },
     ),
     "a.csv": (

@@ -19,7 +19,7 @@ def opened(path: Path, **settings: Any) -> Rows:
 @pytest.mark.parametrize(
     ("number", "column", "value", "message"),
     [
-        (2, "text", " ", "row 2: caption is missing; repair it, or leave such rows out"),
+        (2, "text", " ", "row 2: caption is missing or not text; repair it, or leave such rows out"),
         (5, "image", b"no picture", "row 5: picture is no picture that can be read"),
     ],
 )
