@@ -56,6 +56,13 @@ class Method(ABC):
             values_B = values_PK[some].to(self._replayer.device)
             yield self._replayer.replay(lesson.branches, *some, draws), values_B
 
+    def _references(self, replay: Replay) -> Tensor | None:
+        """What the reference says of a replay; None where `loss.kl_weight` is 0.
+
+        To be asked before the policy, whose activations are held from then on until the backward pass.
+        """
+        return self._replayer.references(replay) if self._options.kl_weight else None
+
 
 def spread_of(lessons: Sequence[Lesson], ranks: Ranks) -> float:
     """Standard deviation of all returns of an update around their prompt's mean. All ranks call it."""

@@ -39,12 +39,12 @@ class NegativeAware(Method):
     def _contrasted(self, replay: Replay, optimal_B: Tensor, share: float) -> Terms:
         # First, since it puts other weights in the place of those that gradients are taken of.
         old = self._replayer.earlier(replay, self._old)
-        outputs = self._replayer.outputs(replay)
+        references, outputs = self._references(replay), self._replayer.outputs(replay)
         optimal_N = optimal_B.repeat_interleave(replay.states_per_branch)
         errors_N = negative_aware_errors(outputs, old, (replay.targets, optimal_N), self._options.beta)
         shares_B = torch.full_like(optimal_B, share)
         loss = path_loss(replay.by_branch(errors_N), shares_B)
-        if self._options.kl_weight == 0:
+        if references is None:
             return Terms(loss, torch.zeros_like(loss))
-        divergences_N = denoising_errors(outputs, self._replayer.references(replay))
+        divergences_N = denoising_errors(outputs, references)
         return Terms(loss, path_loss(replay.by_branch(divergences_N), shares_B))

@@ -46,12 +46,12 @@ class PolicyGradient(Method):
         return advantages_PK * valid_P[:, None]
 
     def _reinforced(self, replay: Replay, advantages_B: Tensor, share: float) -> Terms:
-        outputs = self._replayer.outputs(replay)
+        references, outputs = self._references(replay), self._replayer.outputs(replay)
         log_ratios_N = self._replayer.log_probabilities(replay, outputs) - replay.log_probabilities_N
         loss = share * clipped_loss(replay.by_branch(log_ratios_N), advantages_B, self._options.clip_range)
-        if self._options.kl_weight == 0:
+        if references is None:
             return Terms(loss, torch.zeros_like(loss))
         means, std = self._replayer.distributions(replay, outputs)
-        references = self._replayer.distributions(replay, self._replayer.references(replay))[0]
-        divergences_BS = replay.by_branch(step_divergences(means, references, std))
+        expected, _ = self._replayer.distributions(replay, references)
+        divergences_BS = replay.by_branch(step_divergences(means, expected, std))
         return Terms(loss, path_loss(divergences_BS, torch.full_like(advantages_B, share)))

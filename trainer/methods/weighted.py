@@ -26,9 +26,8 @@ class WeightedBranches(Method):
             yield partial(self._weighted, replay, weights_B)
 
     def _weighted(self, replay: Replay, weights_B: Tensor) -> Terms:
-        outputs = self._replayer.outputs(replay)
+        references, outputs = self._references(replay), self._replayer.outputs(replay)
         loss = path_loss(replay.by_branch(denoising_errors(outputs, replay.targets)), weights_B)
-        if self._options.kl_weight == 0:
+        if references is None:
             return Terms(loss, torch.zeros_like(loss))
-        references = self._replayer.references(replay)
         return Terms(loss, path_loss(replay.by_branch(denoising_errors(outputs, references)), weights_B))

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.bright import Brightness, brightened
 from tests.returned import returned
 from tests.small_run import configured, started
+from trainer.live_memory import LiveMemory
 from trainer.loop import sample
 from trainer.losses import denoising_errors
 from trainer.methods import METHODS
@@ -78,6 +79,24 @@ def test_the_policy_gradient_makes_brighter_pictures(pipelines: dict[str, Path],
     """Noise of many dimensions is weighted by few returns: more branches, smaller steps."""
     more = ("branching.branches=16", "optimizer.lr=3e-4", "loss.clip_range=1", "loss.replayed_steps=[0,2]")
     assert brightened(configured(tmp_path, pipelines["epsilon"], *options("ddpo", *more)), 8) > 0.0005
+
+
+@pytest.mark.parametrize("method", ["sft_sharpening", "ddpo", "grpo", "diffusion_nft"])
+def test_the_reference_takes_no_memory_beside_the_policys_activations(
+    pipelines: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    peaks = []
+    for weight in (0.0, 0.1):
+        more = options(method, f"loss.kl_weight={weight}", "selection.temperature=0.1")
+        run = started(configured(tmp_path, pipelines["epsilon"], *more))
+        run.scoring = Brightness()
+        ((lesson, _),) = sample(run)
+        run.learner.method.begin([lesson])
+        with LiveMemory() as memory:
+            terms = next(run.learner.method.parts(lesson, 0))()
+            (terms.loss + weight * terms.divergence).backward()
+        peaks.append(memory.peak)
+    assert peaks[1] < 1.02 * peaks[0]
 
 
 def test_the_spread_by_hand() -> None:
