@@ -82,7 +82,12 @@ def custom_scorer(*, path: str, name: str, arguments: Mapping[str, Any]) -> Scor
     own = getattr(made if isinstance(named, type) else named, "revision", "")
     scorer = made if isinstance(made, Scorer) else FunctionScorer(made)
     made_of = f"{of_contents(Path(path))}/{name}/{json.dumps(arguments, sort_keys=True)}/{own}"
-    scorer.revision = f"sha256:{hashlib.sha256(made_of.encode()).hexdigest()}"
+    try:
+        scorer.revision = f"sha256:{hashlib.sha256(made_of.encode()).hexdigest()}"
+    except AttributeError as error:  # a property
+        raise ConfigInvalid(
+            f"the `revision` of {name} of {path} cannot be set; make it an attribute of the object"
+        ) from error
     return scorer
 
 

@@ -168,6 +168,13 @@ def test_a_file_that_is_no_python_is_one_line(write: Write) -> None:
         custom(write("", "mine.txt"))
 
 
+def test_a_revision_that_cannot_be_set_is_one_line(write: Write) -> None:
+    code = "from reward_services.scorers.custom import FunctionScorer\nclass Mine(FunctionScorer):\n"
+    path = write(code + "    def __init__(self): ...\n    revision = property(lambda self: 'mine')")
+    with pytest.raises(ConfigInvalid, match=r"the `revision` of Mine of .* cannot be set; make it an attr"):
+        custom(path, "Mine")
+
+
 @pytest.mark.parametrize(
     ("returned", "says"),
     [
