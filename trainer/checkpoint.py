@@ -61,7 +61,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int, rank
     target = parent / f"update-{checkpoint.update:06d}"
     if ranks.is_main:
         parent.mkdir(parents=True, exist_ok=True)
-        for leftover in parent.glob(".*"):
+        for leftover in (*parent.glob(".partial-*"), *parent.glob(".replaced-*")):
             shutil.rmtree(leftover)
         partial.mkdir()
     ranks.gather(None)  # none writes before the folder is there

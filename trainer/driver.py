@@ -269,7 +269,7 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
     for section, key in (("prompts", "train"), ("prompts", "held_out"), ("data", "source")):
         if values[section] and values[section][key]:
             values[section][key] = absolute(values[section][key])
-    for section, key in (("model", "path"), ("evaluation", "features")):
+    for section, key in (("model", "path"), ("model", "preview_decoder"), ("evaluation", "features")):
         name = values[section][key]
         # What is no folder here is an id on the hub.
         values[section][key] = str(Path(name).absolute()) if name and Path(name).exists() else name

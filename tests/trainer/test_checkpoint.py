@@ -67,6 +67,15 @@ def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     assert newest.update == 100
 
 
+def test_what_others_leave_there_stays(tmp_path: Path) -> None:
+    """Finder's and NFS's hidden files; a save cut off is removed."""
+    parent = tmp_path / "checkpoints"
+    (parent / ".partial-000004").mkdir(parents=True)
+    (parent / ".DS_Store").touch()
+    save_checkpoint(tmp_path, checkpoint(5), keep=1)
+    assert {path.name for path in parent.iterdir()} == {".DS_Store", "update-000005"}
+
+
 def test_an_update_reached_again_replaces_its_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(5), keep=2)
     folder = save_checkpoint(tmp_path, Checkpoint(5, {}, {"second": True}), keep=2)

@@ -287,15 +287,18 @@ def test_paths_are_found_from_another_working_directory_and_ids_stay(
     pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
+    (tmp_path / "taesd").mkdir()
     monkeypatch.chdir(tmp_path)
     overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
     overrides += ["rewards.services=rewards.yaml", "evaluation.features=model", "data.source=shards/*.tar"]
+    overrides += ["model.preview_decoder=taesd"]
     config = absolute_paths(configured(tmp_path, pipelines["epsilon"], "method=standard", *overrides))
     assert config.run_folder == tmp_path / "runs" / "a"
     assert config.prompts.train == str(tmp_path / "train.jsonl")
     assert config.data == DataConfig(source=f"{tmp_path}/shards/*.tar")
     assert config.rewards.services == tmp_path / "rewards.yaml"
     assert config.model.path == config.evaluation.features == str(tmp_path / "model")
+    assert config.model.preview_decoder == str(tmp_path / "taesd")
     elsewhere = ("model.path=stabilityai/sdxl", "data=null", "prompts.held_out=null")
     hub = absolute_paths(configured(tmp_path, pipelines["epsilon"], *elsewhere))
     assert (hub.model.path, hub.prompts.held_out) == ("stabilityai/sdxl", None)

@@ -78,10 +78,16 @@ def fit(
     height, width = size
     scale = max(height / image.height, width / image.width)
     tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
-    scaled = image if image.size == (wide, tall) else image.resize((wide, tall), Image.Resampling.LANCZOS)
     room = tall - height, wide - width
     top, left = (generator.randint(0, r) for r in room) if generator else (r // 2 for r in room)
-    return np.asarray(scaled.crop((left, top, left + width, top + height)), dtype=np.uint8), (top, left)
+    down, right = image.height / tall, image.width / wide
+    # Only what is cut out is scaled: a picture as thin as a line would fill the memory.
+    low = min((top + height) * down, image.height), min((left + width) * right, image.width)
+    part = left * right, top * down, low[1], low[0]
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=part), dtype=np.uint8), (
+        top,
+        left,
+    )
 
 
 def resolutions(side: int, step: int) -> list[Size]:

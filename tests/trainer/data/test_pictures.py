@@ -65,6 +65,27 @@ def test_a_picture_of_the_size_is_not_touched() -> None:
     assert (pixels == np.asarray(image)).all()
 
 
+@pytest.mark.parametrize("size", [(40, 61), (64, 64), (97, 30), (301, 300)])
+def test_what_is_cut_is_what_the_whole_scaled_picture_has_there(size: tuple[int, int]) -> None:
+    height, width = size
+    image = Image.effect_noise((width, height), 20).convert("RGB")
+    pixels, (top, left) = fit(image, (48, 32), random.Random(1))
+    scale = max(48 / height, 32 / width)
+    whole = np.asarray(image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS))
+    apart = np.abs(pixels.astype(int) - whole[top : top + 48, left : left + 32])
+    assert apart[4:-4, 4:-4].max() <= 4, "near a cut the kernel ends"
+    assert apart.mean() < 2
+
+
+@pytest.mark.parametrize("length", [3_000, 1_000_003])
+def test_a_thin_picture_is_not_scaled_as_a_whole(length: int) -> None:
+    """Covering 1024 x 1024, its million pixels would be 3 terabytes."""
+    pixels, (top, left) = fit(Image.new("RGB", (1, length), (9, 8, 7)), (1024, 1024), random.Random(0))
+    assert (pixels == (9, 8, 7)).all()
+    assert (left, pixels.shape) == (0, (1024, 1024, 3))
+    assert 0 < top < 1024 * length
+
+
 def test_random_cuts_are_drawn_from_the_generator() -> None:
     corners = [fit(halves(64, 8), (4, 4), random.Random(seed))[1] for seed in range(40)]
     assert {top for top, _ in corners} == {0}
