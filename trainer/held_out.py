@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from reward_services import RewardError, Score
 from trainer.branches import Diverged, grow, step_noise
 from trainer.config import SamplingConfig, TrainConfig
-from trainer.data.prompts import read_prompts
+from trainer.data.prompts import evenly, read_prompts
 from trainer.evaluation import CORRECT_FROM, EvaluationResult, diversity
 from trainer.features import ImageFeatures
 from trainer.policy import Policy
@@ -39,7 +39,9 @@ class HeldOut:
             raise ValueError("prompts.held_out is not set, so there is nothing to evaluate on")
         each = config.evaluation.pictures_per_prompt
         wanted = config.evaluation.draws // each
-        held_out = read_prompts(config.prompts.held_out, strict=config.prompts.strict)
+        held_out: list[Prompt] = read_prompts(config.prompts.held_out, strict=config.prompts.strict)
+        if config.evaluation.prompts == "evenly" and wanted < len(held_out):
+            held_out = evenly(held_out, wanted)
         prompts = (held_out * -(-wanted // len(held_out)))[:wanted]
         self._config, self._scoring, self._ranks = config, scoring, ranks
         self._draws = [

@@ -28,7 +28,7 @@ def evaluated(
 
 def test_pictures_are_judged(folder: Path, tmp_path: Path) -> None:
     scoring = ScoringHere()
-    found = evaluated(configured(tmp_path, folder), scoring)
+    found = evaluated(configured(tmp_path, folder, "evaluation.prompts=first"), scoring)
     result = found.result
     assert found.pictures.shape == (8, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert len({picture.tobytes() for picture in found.pictures}) == 8
@@ -61,6 +61,22 @@ def test_more_draws_than_prompts_begin_again_with_other_seeds(folder: Path, tmp_
     found = evaluated(configured(tmp_path, folder, "evaluation.draws=16"))
     assert found.result.prompts[12:14] == (CAPTIONS[0],) * 2
     assert len({picture.tobytes() for picture in found.pictures}) == 16
+
+
+def test_prompts_come_from_all_over_the_file_or_first(folder: Path, tmp_path: Path) -> None:
+    """Benchmarks are in the order of their categories."""
+    held_out = tmp_path / "benchmark"
+    held_out.mkdir()
+    for category in ("colour", "count", "shape"):
+        (held_out / f"{category}.txt").write_text("\n".join(f"{category} {n}" for n in range(30)))
+    drawn = {}
+    for choice in ("evenly", "first"):
+        options = (f"prompts.held_out={held_out}", "evaluation.draws=12", "evaluation.pictures_per_prompt=2")
+        config = configured(tmp_path, folder, *options, f"evaluation.prompts={choice}")
+        texts = [prompt.text for prompt, _ in HeldOut(config, ScoringHere(), Ranks())._draws]
+        drawn[choice] = list(dict.fromkeys(texts))
+    assert drawn["evenly"] == ["colour 0", "colour 15", "count 0", "count 15", "shape 0", "shape 15"]
+    assert drawn["first"] == [f"colour {n}" for n in range(6)]
 
 
 def test_features_measure_diversity(folder: Path, clip_folder: Path, tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ import torch
 from trainer import driver
 from trainer.config import TrainConfig
 from trainer.config.comparison import CompareConfig, SearchConfig
-from trainer.data.prompts import read_prompts
+from trainer.data.prompts import evenly, read_prompts
 from trainer.evaluation import CORRECT_FROM
 from trainer.finished import open_policy
-from trainer.records import Prompt
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring
 from trainer.search import Found
@@ -123,8 +122,8 @@ _SEARCHING = threading.Lock()
 
 def _search(search: SearchConfig, job: Job, config: TrainConfig, scoring: Scoring) -> None:
     weights, settings = config.rewards.weights, _settings(search, config)
-    held_out = _spread(read_prompts(str(config.prompts.held_out)), search.prompts)
-    prompts = [prompt.text for prompt in held_out]
+    held_out = read_prompts(str(config.prompts.held_out))
+    prompts = [prompt.text for prompt in evenly(held_out, min(search.prompts, len(held_out)))]
     with _SEARCHING:
         torch.set_num_threads(config.ranks.torch_threads)
         policy = open_policy(Path(config.model.path), config.model)
@@ -151,11 +150,6 @@ def _accuracy(
 def _settings(search: SearchConfig, config: TrainConfig) -> Settings:
     # Seeds of prompts follow each other: those of the comparison's lie far apart.
     return Settings(search.method, search.budget, config.sampling, seed=100_003 * (config.seed + 1))
-
-
-def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    chosen = min(count, len(prompts))
-    return [prompts[index * len(prompts) // chosen] for index in range(chosen)]
 
 
 def _trained(comparison: CompareConfig, job: Job) -> str:

@@ -64,6 +64,8 @@ class EvaluationConfig(Section):
 
     draws: Count = 512
     """Pictures drawn in all."""
+    prompts: Literal["evenly", "first"] = "evenly"
+    """Which, where there are more than are drawn: evenly from all over the held-out file, or its first."""
     pictures_per_prompt: int = Field(4, ge=2)
     """Pictures of each held-out prompt; two or more, or there is no diversity to measure."""
     every_updates: Whole = 0

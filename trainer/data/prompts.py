@@ -66,6 +66,11 @@ def read_prompts(source: str | Path, *, strict: bool = False) -> Prompts:
     raise PromptFileError(f"{source}: holds no prompt; write one a line")
 
 
+def evenly(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """So many prompts from evenly all over: files of benchmarks are in the order of their categories."""
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
 _Row = tuple[str, dict[str, Any] | str]
 """Where a row is, and its columns, among them a prompt, or else what is wrong with it."""
 
