@@ -168,7 +168,7 @@ def test_killed_processes_cost_nothing_but_unsaved_updates(
     assert RunFolder(config.run_folder).failure is None
     assert not pids_titled(RANK) & earlier
     # Which pictures share a reward's call depends on time, and so does the order of its sums: within some
-    # updates that turns a pixel's rounding, and with it a byte of a JPEG. Another prompt moves rewards by 0.1.
+    # updates that turns a pixel, and with it a byte of a JPEG. Another prompt moves rewards by 0.1.
     assert picked(config) == [pytest.approx(line, rel=1e-2, abs=1e-3) for line in picked(unbroken)]
     assert relative_difference(weights_of(unbroken), weights_of(config), Path(config.model.path)) < 1e-3
     for spent in ("updates", "images_scored", "unet_evaluations"):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from trainer.config.file import Count, Section, Whole, load
+from trainer.config.file import ConfigError, Count, Section, Whole, load
 from trainer.config.train import TrainConfig, load_config
 
 Axis = Literal["training_s", "unet_evaluations", "images_scored"]
@@ -66,8 +66,13 @@ class CompareConfig(Section):
 def load_comparison(path: Path, overrides: list[str]) -> CompareConfig:
     """Read a comparison and check the settings of every run in it. Raises ConfigError."""
     comparison = load(CompareConfig, path, overrides)
-    for name in comparison.methods:
-        comparison.run_config(name, comparison.seeds[0])
+    configs = [comparison.run_config(name, comparison.seeds[0]) for name in comparison.methods]
+    files = {str(config.rewards.services) for config in configs if config.rewards.services}
+    if len(files) > 1:
+        raise ConfigError(
+            f"{path}: methods have their rewards from {' and '.join(sorted(files))}; "
+            "runs of a comparison share what is served: name all rewards in one file"
+        )
     return comparison
 
 

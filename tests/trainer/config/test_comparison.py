@@ -30,6 +30,18 @@ def test_a_method_that_cannot_run_is_found_when_the_file_is_read(
         load_comparison(path, ["seeds=[]"])
 
 
+def test_rewards_from_two_files_are_refused(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """The first's alone would be served; rewards of the same names would score the others."""
+    shared = {"rewards.url": None, "rewards.services": "shared.yaml"}
+    methods = {"one": shared, "two": {**shared, "seed": 0}, "own": {**shared, "rewards.services": "own.yaml"}}
+    path = write_contest(tmp_path, pipelines["epsilon"], methods=methods)
+    with pytest.raises(
+        ConfigError, match=r"from own\.yaml and shared\.yaml; .* name all rewards in one file"
+    ):
+        load_comparison(path, [])
+    load_comparison(path, ["methods.own=null"])
+
+
 def test_null_leaves_one_out(pipelines: dict[str, Path], tmp_path: Path) -> None:
     path = write_contest(tmp_path, pipelines["epsilon"])
     everyone = load_comparison(path, [])
