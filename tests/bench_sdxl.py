@@ -145,8 +145,8 @@ def operations(run: Run) -> int:
     with torch.no_grad():
         alone = counted(forward)
         decoded = counted(lambda: policy.decode(latents))
-    asked = models_asked(run.config)
-    with_gradients = work.evaluations_learning // asked
+    steps = run.config.optimizer.steps_per_update
+    with_gradients = work.evaluations_learning * steps // models_asked(run.config)
     of_denoiser = alone * (work.evaluations_sampling + work.evaluations_learning - with_gradients)
     return of_denoiser + counted(learned) * with_gradients + decoded * work.images_scored
 

@@ -12,5 +12,5 @@ from trainer.replay import Lesson
 def returned(returns_PK: Tensor) -> Lesson:
     """(P, K) returns, the best selected, of branches that never grew."""
     nothing = torch.empty(0)
-    branches = Branches((), Conditioning(nothing, nothing, nothing), nothing, {}, 0, nothing)
+    branches = Branches((), Conditioning(nothing, nothing, nothing), nothing, {}, 0)
     return Lesson(branches, select(returns_PK, temperature=0.0), ())

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import SamplingConfig
-from trainer.diffusion import log_probability
 from trainer.families.family import Conditioning
 from trainer.policy import Policy
 from trainer.records import Prompt
@@ -36,8 +35,6 @@ class Branches:
     previews: dict[int, NDArray[np.uint8]]
     """Scored step to the (P, K, H, W, 3) pictures of its x0 estimate; the last are finished."""
     unet_evaluations: int
-    log_probabilities_TPK: Tensor
-    """(T, P, K) log-density of each step as it was taken; NaN for a step without noise."""
     decoding_s: float = 0.0
     """Of the time that it took, what went into previews."""
     first: int = 0
@@ -84,7 +81,6 @@ class Branches:
             states=self.states[:, rows_P1, columns_PN],
             estimate=None if self.estimate is None else self.estimate[rows_P1, columns_PN],
             previews={step: of_step[rows_P1, columns_PN] for step, of_step in self.previews.items()},
-            log_probabilities_TPK=self.log_probabilities_TPK[:, rows_P1, columns_PN],
             sizes=None if self.sizes is None else self.sizes[rows_P1, columns_PN],
         )
 
@@ -95,7 +91,6 @@ class Branches:
             states=torch.cat([self.states, later.states[1:].to(self.states.device)]),
             previews=self.previews | later.previews,
             unet_evaluations=self.unet_evaluations + later.unet_evaluations,
-            log_probabilities_TPK=torch.cat([self.log_probabilities_TPK, later.log_probabilities_TPK]),
             decoding_s=self.decoding_s + later.decoding_s,
             first=self.first,
         )
@@ -152,7 +147,7 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
     state, earlier = noise[0, :, :1] if start > 0 else noise[0], None
     if grown is not None:
         state, earlier = grown.states[-1].to(policy.device), grown.estimate
-    states, densities, decoded, evaluations, decoding_s = [], [], {}, 0, 0.0
+    states, decoded, evaluations, decoding_s = [], {}, 0, 0.0
     first = 0 if grown is None else grown.taken
     for j in range(first, until or steps):
         states.append(state.expand(-1, branches, -1, -1, -1))
@@ -161,7 +156,6 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         clean, mean, std = step(schedule, j, state, output, eta=sampling.eta, earlier=earlier)
         noises = branches if j >= start else 1  # at `start` one state takes one of each branch: they part
         state = mean + std * noise[j + 1, :, :noises] if sampling.eta > 0 else mean
-        densities.append(_densities(state, mean.expand_as(state), std).expand(-1, branches))
         if j in wanted:
             shown = state if j == steps - 1 else clean
             decoded[j], taken_s = _decoded(policy, shown, branches, preview=j < sampling.steps - 1)
@@ -173,7 +167,6 @@ def grow(  # noqa: PLR0913  where and how far branches grow, each with its own n
         states=torch.stack([*states, state]),
         previews=decoded,
         unet_evaluations=evaluations,
-        log_probabilities_TPK=torch.stack(densities),
         decoding_s=decoding_s,
         first=first,
         estimate=None if until is None else earlier,
@@ -185,15 +178,6 @@ def _outputs(policy: Policy, states: Tensor, timestep: Tensor, text: Conditionin
     rows = torch.arange(len(states)).repeat_interleave(states.shape[1])
     output = policy.predict(states.flatten(0, 1), timestep.expand(len(rows)), text.take(rows), guidance)
     return output.view_as(states)
-
-
-def _densities(states: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(P, K) log-densities of a step that was taken, NaN without noise."""
-    if not bool(std > 0):
-        return torch.full(states.shape[:2], torch.nan, device=states.device)
-    flat_N = log_probability(states.flatten(0, 1), mean.flatten(0, 1), std)
-    densities_PK: Tensor = flat_N.unflatten(0, states.shape[:2])
-    return densities_PK
 
 
 def _decoded(

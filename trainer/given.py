@@ -52,7 +52,6 @@ def lesson_of(policy: Policy, items: Sequence[Given], seeds: tuple[int, ...]) ->
             states=clean[None],
             previews={},
             unet_evaluations=0,
-            log_probabilities_TPK=torch.empty(0, count, width),
             sizes=torch.tensor([[picture.sizes for picture in row] for row in rows], device=policy.device),
         ),
         Selection(

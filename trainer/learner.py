@@ -57,7 +57,7 @@ class Learner:
         prompts = self._ranks.total(sum(float(lesson.selection.valid_P.sum()) for lesson in lessons))
         if prompts == 0:
             return {"loss": 0.0, "kl": 0.0, "grad_norm": 0.0, "lr": 0.0}
-        self.method.begin(lessons)
+        self.method.begin(lessons, self.steps)
         taken = [
             self._step(lessons, prompts, progress) for _ in range(self._config.optimizer.steps_per_update)
         ]

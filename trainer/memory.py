@@ -64,12 +64,13 @@ def memory_of(config: TrainConfig) -> Memory:
     if config.model.lora is None:
         frozen = numbers * _width(config)  # the reference
     resident = not config.model.offload
+    looks_back = config.looks_back and config.optimizer.steps_per_update > 1
     standing = {
         "denoiser": frozen + _bytes_of(family.network.buffers()),
         "trained weights": numbers * _FLOAT32,
         "Adam's moments": moments_bytes(own, config.optimizer),
         "averaged weights": numbers * _FLOAT32 if config.optimizer.ema_decay else 0,
-        "weights that sampled": numbers * _FLOAT32 if config.method == "diffusion_nft" else 0,
+        "weights that sampled": numbers * _FLOAT32 if looks_back else 0,
         "text encoders": _encoders_bytes(family) if resident else 0,
         "autoencoder": _module_bytes(family.pipeline.vae) if resident else 0,
         "preview decoder": _module_bytes(previews) if resident and previews else 0,

@@ -157,19 +157,37 @@ class Policy:
             guidance: scale of classifier-free guidance (arXiv 2207.12598), where 1 is the conditional
                 prediction alone; a model distilled to take the scale as an input is given it.
         """
+        if self.evaluations(guidance) == 1:
+            return self._evaluate(sample, timesteps, text, guidance)
+        empty = self._empty.take(torch.zeros(len(sample), dtype=torch.long)).of_sizes(text.sizes)
+        both = self._evaluate(
+            torch.cat([sample, sample]),
+            torch.cat([timesteps, timesteps]),
+            Conditioning.joined([empty, text]),
+            guidance,
+        )
+        without, full = both.chunk(2)
+        return without + guidance * (full - without)
+
+    def replayed(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
+        """The same of states that are learned, so many at a time as may have activations.
+
+        Without gradients in the same pieces: what models say is compared, and in half precision an output
+        depends on the batch that it is computed in.
+        """
         most = self.states_with_gradients
-        if most is None or len(sample) <= most or not torch.is_grad_enabled():
-            return self._guided(sample, timesteps, text, guidance)
+        if most is None or len(sample) <= most:
+            return self.predict(sample, timesteps, text, guidance)
         # The activations of one piece exist at a time: of the one that is evaluated last, with which the
         # backward pass begins; then of each other one, computed again when it comes to it.
         first, *others = torch.arange(len(sample)).split(most)
         pieces = [
             checkpoint(
-                self._guided, sample[rows], timesteps[rows], text.take(rows), guidance, use_reentrant=False
+                self.predict, sample[rows], timesteps[rows], text.take(rows), guidance, use_reentrant=False
             )
             for rows in others
         ]
-        return torch.cat([self._guided(sample[first], timesteps[first], text.take(first), guidance), *pieces])
+        return torch.cat([self.predict(sample[first], timesteps[first], text.take(first), guidance), *pieces])
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -265,19 +283,6 @@ class Policy:
     def _send_home(self) -> None:
         for visitor in self._visitors:
             visitor.offload()
-
-    def _guided(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
-        if self.evaluations(guidance) == 1:
-            return self._evaluate(sample, timesteps, text, guidance)
-        empty = self._empty.take(torch.zeros(len(sample), dtype=torch.long)).of_sizes(text.sizes)
-        both = self._evaluate(
-            torch.cat([sample, sample]),
-            torch.cat([timesteps, timesteps]),
-            Conditioning.joined([empty, text]),
-            guidance,
-        )
-        without, full = both.chunk(2)
-        return without + guidance * (full - without)
 
     def _evaluate(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
         network = self._frozen if self._reference_active and self._frozen is not None else self.denoiser

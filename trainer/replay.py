@@ -55,8 +55,6 @@ class Replay:
     """N rows."""
     moved: Tensor | None
     """(N, C, h, w): where the branch went from there; None where its end was noised anew."""
-    log_probabilities_N: Tensor
-    """(N,) of going there, under the policy that sampled; empty where its end was noised anew."""
     states_per_branch: int
     """S"""
 
@@ -104,23 +102,22 @@ class Replayer:
         count, steps = steps_BS.shape[1], steps_BS.flatten()
         rows, columns = rows.repeat_interleave(count), columns.repeat_interleave(count)
         clean = branches.clean[rows, columns].to(self.device)
-        levels, moved, taken = self._schedule.levels_T[steps], None, torch.empty(0)
+        levels, moved = self._schedule.levels_T[steps], None
         if draws.noise_PT is None:
             kept = steps - branches.first
             states = branches.states[kept, rows, columns].to(self.device)
             moved = branches.states[kept + 1, rows, columns].to(self.device)
-            taken = branches.log_probabilities_TPK[steps, rows, columns]
         else:
             states = add_noise(clean, draws.noise_PT[rows, steps].to(self.device), levels)
         targets = target_output(states, clean, levels, self._schedule.prediction_type)
-        return Replay(states, targets, steps, branches.told(rows, columns), moved, taken, count)
+        return Replay(states, targets, steps, branches.told(rows, columns), moved, count)
 
     def outputs(self, replay: Replay) -> Tensor:
         """What the policy says at the replayed states, with gradients."""
         guidance = self._config.learned_guidance
         self.unet_evaluations += len(replay.states) * self._policy.evaluations(guidance)
         timesteps = self._schedule.timesteps_T[replay.steps_N]
-        return self._policy.predict(replay.states, timesteps, replay.text, guidance)
+        return self._policy.replayed(replay.states, timesteps, replay.text, guidance)
 
     @torch.no_grad()
     def references(self, replay: Replay) -> Tensor:

@@ -54,7 +54,7 @@ def work_of(config: TrainConfig) -> Work:
     batches = sum(math.ceil(images / config.rewards.batch_images) for images in sent)
     return Work(
         evaluations_sampling=grown * kind.evaluations(config.sampling.guidance),
-        evaluations_learning=replayed * models_asked(config) * config.optimizer.steps_per_update,
+        evaluations_learning=replayed * models_asked(config),
         images_scored=prompts * sum(stage.previews for stage in stages),
         micro_batches=len(_micro_batches(config)) * len(config.stages),
         reward_calls=batches * len(config.rewards.weights),
@@ -62,9 +62,11 @@ def work_of(config: TrainConfig) -> Work:
 
 
 def models_asked(config: TrainConfig) -> int:
-    """At each replayed state: the policy, the reference where it counts, the policy that sampled."""
-    reference = config.is_paired or config.loss.kl_weight > 0
-    return 1 + reference + (config.method == "diffusion_nft")
+    """At a state in all optimizer steps of an update: the policy, the reference where it counts, and where
+    a method looks back the policy that sampled, which in the first step is the policy.
+    """
+    reference, steps = config.is_paired or config.loss.kl_weight > 0, config.optimizer.steps_per_update
+    return steps * (1 + reference) + (steps - 1) * config.looks_back
 
 
 def sampled(config: TrainConfig, seconds_per_evaluation: float) -> list[list[Previews]]:

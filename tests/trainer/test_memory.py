@@ -117,10 +117,17 @@ def test_given_pictures_are_compressed_and_not_grown(pipelines: dict[str, Path],
     assert all(size > 0 for size in working.values())
 
 
-def test_the_policy_that_sampled_is_kept_beside(pipelines: dict[str, Path], tmp_path: Path) -> None:
-    options = ["method=diffusion_nft", "loss.states=null"]
-    standing = memory_of(configured(tmp_path, pipelines["epsilon"], *options)).standing
-    assert standing["weights that sampled"] == standing["trained weights"]
+@pytest.mark.parametrize("method", ["ddpo", "grpo", "diffusion_nft"])
+def test_the_policy_that_sampled_is_kept_beside_until_the_last_step(
+    pipelines: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    """In an update's first step it is the policy."""
+    kept = []
+    for steps in (1, 2):
+        options = [f"method={method}", "loss.states=null", f"optimizer.steps_per_update={steps}"]
+        standing = memory_of(configured(tmp_path, pipelines["epsilon"], *options)).standing
+        kept.append(standing["weights that sampled"])
+    assert kept == [0, standing["trained weights"]]
 
 
 def test_the_largest_share_of_the_prompts_counts(pipelines: dict[str, Path], tmp_path: Path) -> None:

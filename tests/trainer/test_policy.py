@@ -163,7 +163,7 @@ def test_what_saves_memory_changes_no_gradient(
     for options in ({}, saving):
         torch.manual_seed(0)
         policy = load(folder, lora, **options)
-        policy.predict(*sample(), policy.encode(TEXTS), 2.0).square().mean().backward()
+        policy.replayed(*sample(), policy.encode(TEXTS), 2.0).square().mean().backward()
         gradients.append([parameter.grad for parameter in policy.parameters])
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
@@ -175,12 +175,15 @@ def test_activations_of_so_many_states_exist_at_a_time(folder: Path) -> None:
     policy.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     early = policy.denoiser.get_submodule("down_blocks.0.resnets.0")
     early.register_full_backward_hook(lambda *_: sizes.append(-1))  # the backward pass of one is nearly over
-    predicted = policy.predict(*sample(), policy.encode(TEXTS), 1.0)
+    predicted = policy.replayed(*sample(), policy.encode(TEXTS), 1.0)
     assert sizes == [1, 1]
     predicted.square().mean().backward()
     assert sizes == [1, 1, -1, 1, -1]
+    with torch.no_grad():  # compared with what was said with gradients, in the same batches
+        assert torch.equal(policy.replayed(*sample(), policy.encode(TEXTS), 1.0), predicted)
+    assert sizes[5:] == [1, 1]
     prediction(policy)
-    assert sizes[5:] == [2]
+    assert sizes[7:] == [2]
 
 
 @pytest.mark.usefixtures("compiles_afresh")

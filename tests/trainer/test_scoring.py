@@ -65,7 +65,6 @@ def branches(failing: Sequence[tuple[int, int, int]] = ()) -> Branches:
         states=torch.zeros(1, 2, BRANCHES, 1, 1, 1),
         previews={9: pictures[:, :, 1], 4: pictures[:, :, 0]},
         unet_evaluations=0,
-        log_probabilities_TPK=torch.zeros(0, 2, BRANCHES),
     )
 
 

@@ -36,7 +36,9 @@ from trainer.work import work_of
         ["method=d3po", "loss.states=null"],
         ["method=ddpo", "loss.states=null", "optimizer.steps_per_update=2"],
         ["method=grpo", "loss.states=null", "loss.kl_weight=0.1"],
+        ["method=ddpo", "loss.states=null", "optimizer.steps_per_update=1"],
         ["method=diffusion_nft", "loss.states=null"],
+        ["method=diffusion_nft", "loss.kl_weight=0.1", "optimizer.steps_per_update=3"],
     ],
     ids=" ".join,
 )

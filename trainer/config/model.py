@@ -34,7 +34,7 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass, which saves memory and costs time."""
     states_with_gradients: Count | None = None
-    """Most states evaluated at a time with gradients, which bounds memory; others are evaluated twice."""
+    """Most replayed states evaluated at a time, which bounds memory; the others twice for their gradients."""
     compile: bool = False
     """Whether the denoiser's repeated blocks are compiled: minutes at the start, faster evaluations after."""
     image_size: Count | None = None

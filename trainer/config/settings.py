@@ -147,6 +147,11 @@ class RunSettings(Section):
         return self.sampling.guidance if self.data is None else 1.0
 
     @property
+    def looks_back(self) -> bool:
+        """Whether the method compares the policy with what it was when it sampled an update's branches."""
+        return self.method in ("ddpo", "grpo", "diffusion_nft")
+
+    @property
     def reads_densities(self) -> bool:
         """Whether the method needs the log-probability of steps."""
         return self.method in ("d3po", "ddpo", "grpo")

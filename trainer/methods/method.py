@@ -33,8 +33,8 @@ class Method(ABC):
         self._config, self._options = config, config.loss
         self._replayer, self._ranks = replayer, ranks
 
-    def begin(self, lessons: Sequence[Lesson]) -> None:  # noqa: B027  most need nothing
-        """Look at all lessons of an update before its first optimizer step. All ranks call it."""
+    def begin(self, lessons: Sequence[Lesson], step: int) -> None:  # noqa: B027  most need nothing
+        """Look at all lessons of an update before its first optimizer step, `step`. All ranks call it."""
 
     @abstractmethod
     def parts(self, lesson: Lesson, step: int) -> Iterator[Part]:
@@ -62,6 +62,26 @@ class Method(ABC):
         To be asked before the policy, whose activations are held from then on until the backward pass.
         """
         return self._replayer.references(replay) if self._options.kl_weight else None
+
+
+class Retrospective(Method):
+    """One that compares the policy with what it was when it sampled the branches of an update."""
+
+    def begin(self, lessons: Sequence[Lesson], step: int) -> None:
+        """Keep the weights that sampled, if they are to change; measure the update's spread of returns."""
+        self._first = step
+        self._old = self._replayer.weights() if self._config.optimizer.steps_per_update > 1 else []
+        self._spread = spread_of(lessons, self._ranks)
+
+    def _sampler(self, replay: Replay, step: int) -> Tensor | None:
+        """What the policy that sampled says of a replay; None in an update's first step: it is the policy.
+
+        To be asked before the policy, and first of all, since it puts other weights in the place of those
+        that gradients are taken of. What it said while it sampled would be cheaper, but came in another
+        batch, or from weights with adapters in them: in bfloat16 that alone moves a whole latent's
+        log-probability by dozens.
+        """
+        return None if step == self._first else self._replayer.earlier(replay, self._old)
 
 
 def spread_of(lessons: Sequence[Lesson], ranks: Ranks) -> float:

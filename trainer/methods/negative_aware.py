@@ -4,31 +4,26 @@ Named deviations: errors are those of the model's own kind of output and not wei
 policy that sampled is the one at the start of the update, where the paper also takes running means.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from trainer.losses import denoising_errors, negative_aware_errors, path_loss
-from trainer.methods.method import Method, Part, Terms, spread_of
+from trainer.methods.method import Part, Retrospective, Terms
 from trainer.path_integral import centred
 from trainer.replay import Lesson, Replay
 
 
-class NegativeAware(Method):
+class NegativeAware(Retrospective):
     """Every branch with a return teaches, by the probability that it is optimal."""
-
-    def begin(self, lessons: Sequence[Lesson]) -> None:
-        """Keep the weights that sampled, and measure the update's spread of returns."""
-        self._old = self._replayer.weights()
-        self._spread = spread_of(lessons, self._ranks)
 
     def parts(self, lesson: Lesson, step: int) -> Iterator[Part]:
         """Of every branch with a return."""
         optimal_PK = self.optimality(lesson)
         for replay, optimal_B in self._replays(lesson, step, optimal_PK, ~optimal_PK.isnan()):
-            yield partial(self._contrasted, replay, optimal_B, 1 / optimal_PK.shape[1])
+            yield partial(self._contrasted, replay, optimal_B, share=1 / optimal_PK.shape[1], step=step)
 
     def optimality(self, lesson: Lesson) -> Tensor:
         """(P, K) from 0 to 1: a half plus half the advantage, cut at -1 and 1; NaN where nobody knows."""
@@ -36,10 +31,10 @@ class NegativeAware(Method):
         optimal_PK = 0.5 + 0.5 * (centred(returns_PK) / self._spread).clamp(-1, 1)
         return optimal_PK.masked_fill(returns_PK.isnan() | ~valid_P[:, None], torch.nan)
 
-    def _contrasted(self, replay: Replay, optimal_B: Tensor, share: float) -> Terms:
-        # First, since it puts other weights in the place of those that gradients are taken of.
-        old = self._replayer.earlier(replay, self._old)
-        references, outputs = self._references(replay), self._replayer.outputs(replay)
+    def _contrasted(self, replay: Replay, optimal_B: Tensor, *, share: float, step: int) -> Terms:
+        sampler, references = self._sampler(replay, step), self._references(replay)
+        outputs = self._replayer.outputs(replay)
+        old = outputs.detach() if sampler is None else sampler
         optimal_N = optimal_B.repeat_interleave(replay.states_per_branch)
         errors_N = negative_aware_errors(outputs, old, (replay.targets, optimal_N), self._options.beta)
         shares_B = torch.full_like(optimal_B, share)

@@ -9,14 +9,14 @@ Log-probabilities are summed over a latent, as both papers write them; DDPO's co
 where the ratio has moved 1e-4: `loss.clip_range` is that of the whole step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from trainer.losses import clipped_loss, path_loss, step_divergences
-from trainer.methods.method import Method, Part, Terms, spread_of
+from trainer.methods.method import Part, Retrospective, Terms
 from trainer.path_integral import centred, spreads
 from trainer.replay import Lesson, Replay
 
@@ -24,18 +24,14 @@ ADVANTAGE_LIMIT = 5.0
 """Larger advantages are cut, as both papers' code does."""
 
 
-class PolicyGradient(Method):
+class PolicyGradient(Retrospective):
     """Every branch with a return teaches, in proportion to its advantage."""
-
-    def begin(self, lessons: Sequence[Lesson]) -> None:
-        """Measure the update's spread of returns."""
-        self._spread = spread_of(lessons, self._ranks)
 
     def parts(self, lesson: Lesson, step: int) -> Iterator[Part]:
         """Of the branches whose advantage is not 0."""
         advantages_PK = self.advantages(lesson)
         for replay, advantages_B in self._replays(lesson, step, advantages_PK, advantages_PK != 0):
-            yield partial(self._reinforced, replay, advantages_B, 1 / advantages_PK.shape[1])
+            yield partial(self._reinforced, replay, advantages_B, share=1 / advantages_PK.shape[1], step=step)
 
     def advantages(self, lesson: Lesson) -> Tensor:
         """(P, K): how much better than expected each branch was; 0 where nobody knows."""
@@ -45,9 +41,13 @@ class PolicyGradient(Method):
         advantages_PK = (centred(returns_PK) / scale_P1).clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
         return advantages_PK * valid_P[:, None]
 
-    def _reinforced(self, replay: Replay, advantages_B: Tensor, share: float) -> Terms:
-        references, outputs = self._references(replay), self._replayer.outputs(replay)
-        log_ratios_N = self._replayer.log_probabilities(replay, outputs) - replay.log_probabilities_N
+    def _reinforced(self, replay: Replay, advantages_B: Tensor, *, share: float, step: int) -> Terms:
+        sampler, references = self._sampler(replay, step), self._references(replay)
+        outputs = self._replayer.outputs(replay)
+        old = outputs.detach() if sampler is None else sampler
+        log_ratios_N = self._replayer.log_probabilities(replay, outputs) - self._replayer.log_probabilities(
+            replay, old
+        )
         loss = share * clipped_loss(replay.by_branch(log_ratios_N), advantages_B, self._options.clip_range)
         if references is None:
             return Terms(loss, torch.zeros_like(loss))

@@ -91,7 +91,7 @@ def test_the_reference_takes_no_memory_beside_the_policys_activations(
         run = started(configured(tmp_path, pipelines["epsilon"], *more))
         run.scoring = Brightness()
         ((lesson, _),) = sample(run)
-        run.learner.method.begin([lesson])
+        run.learner.method.begin([lesson], 0)
         with LiveMemory() as memory:
             terms = next(run.learner.method.parts(lesson, 0))()
             (terms.loss + weight * terms.divergence).backward()

@@ -19,7 +19,7 @@ def test_optimality_by_hand(pipelines: dict[str, Path], tmp_path: Path) -> None:
     assert isinstance(method, NegativeAware)
     returns = torch.tensor([[1.0, 2.0, 6.0], [4.0, math.nan, 8.0], [3.0, 3.0, 3.0]])
     lesson = returned(returns)
-    method.begin([lesson])
+    method.begin([lesson], 0)
     found = method.optimality(lesson)
     assert found[0].tolist() == pytest.approx([0.5 - 1 / 2.0976, 0.5 - 0.5 / 2.0976, 1.0], abs=1e-4)
     assert found[1, [0, 2]].tolist() == pytest.approx([0.5 - 1 / 2.0976, 0.5 + 1 / 2.0976], abs=1e-4)

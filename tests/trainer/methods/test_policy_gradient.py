@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.returned import returned
 from tests.small_run import configured, largest_difference, started
@@ -21,7 +22,7 @@ RETURNS = torch.tensor([[1.0, 2.0, 6.0], [4.0, math.nan, 8.0], [3.0, 3.0, 3.0]])
 def advantages(run: Run) -> list[list[float]]:
     assert isinstance(run.learner.method, PolicyGradient)
     lesson = returned(RETURNS)
-    run.learner.method.begin([lesson])
+    run.learner.method.begin([lesson], 0)
     return run.learner.method.advantages(lesson).tolist()
 
 
@@ -65,7 +66,7 @@ def test_the_first_step_is_the_policy_gradient(
     ((lesson, _),) = sample(run)
     learner = run.learner
     assert isinstance(learner.method, PolicyGradient)
-    learner.method.begin([lesson])
+    learner.method.begin([lesson], 0)
     reinforced(run, lesson, learner.method.advantages(lesson)).backward()
     expected = [parameter.grad.clone() for parameter in run.policy.parameters if parameter.grad is not None]
     for parameter in run.policy.parameters:
@@ -78,13 +79,50 @@ def test_the_first_step_is_the_policy_gradient(
     assert largest_difference(found, expected) < 1e-3 * largest
 
 
+def rounded(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+    """As kernels of half precision do it, but more: the output depends on the batch."""
+    return type(output)(sample=output.sample * (1 + 0.01 * len(inputs[0])))
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("options", [(), ("model.states_with_gradients=5",)], ids=" ".join)
+def test_an_unchanged_policy_is_as_likely_as_before_whatever_its_batch(
+    pipelines: dict[str, Path], tmp_path: Path, step: int, options: tuple[str, ...]
+) -> None:
+    """Ratios are 1: the loss is minus the mean of advantages, its gradient the plain policy gradient."""
+    changed = ("method=grpo", "branching.prompts_per_micro_batch=4", "loss.branches_per_micro_batch=8")
+    run = started(configured(tmp_path, pipelines["epsilon"], *changed, *options))
+    run.policy.denoiser.register_forward_hook(rounded)
+    ((lesson, _),) = sample(run)
+    method, replayer = run.learner.method, run.learner._replayer
+    assert isinstance(method, PolicyGradient)
+    method.begin([lesson], 0)
+    advantages_PK = method.advantages(lesson)
+    for replay, advantages_B in method._replays(lesson, step, advantages_PK, advantages_PK != 0):
+        densities_BS = replay.by_branch(replayer.log_probabilities(replay, replayer.outputs(replay)))
+        (-(densities_BS.mean(1) * advantages_B).sum() / 3).backward()
+    expected = [parameter.grad.clone() for parameter in run.policy.parameters if parameter.grad is not None]
+    run.policy.denoiser.zero_grad()
+    losses = []
+    for part in method.parts(lesson, step):
+        loss = part().loss
+        loss.backward()
+        losses.append(loss.item())
+    found = [parameter.grad for parameter in run.policy.parameters if parameter.grad is not None]
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    assert len(losses) == 2
+    assert largest > 1
+    assert sum(losses) == pytest.approx(-float(advantages_PK.sum()) / 3, abs=1e-6)
+    assert largest_difference(found, expected) < 1e-5 * largest
+
+
 def test_the_divergence_from_the_reference_grows_from_nothing(
     pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
     run = started(configured(tmp_path, pipelines["epsilon"], "method=grpo", "loss.kl_weight=0.01"))
     lessons = [lesson for lesson, _ in sample(run)]
     method = run.learner.method
-    method.begin(lessons)
+    method.begin(lessons, 0)
     first = sum(part().divergence.item() for lesson in lessons for part in method.parts(lesson, 0))
     assert first == 0
     assert run.learner.learn(lessons)["kl"] > 0
