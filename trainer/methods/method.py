@@ -48,7 +48,7 @@ class Method(ABC):
     def _replays(
         self, lesson: Lesson, step: int, values_PK: Tensor, chosen_PK: Tensor
     ) -> Iterator[tuple[Replay, Tensor]]:
-        """The chosen branches, so many at a time as memory is bound to, and the value of each."""
+        """The chosen branches, so many at a time as memory is bound to, and the value or values of each."""
         size, draws = self._config.branches_at_a_time, self._replayer.draw(lesson, step)
         rows, columns = chosen_PK.nonzero(as_tuple=True)
         for first in range(0, len(rows), size):

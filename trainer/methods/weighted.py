@@ -22,12 +22,19 @@ class WeightedBranches(Method):
         """Of the branches whose weight is not 0."""
         selection = lesson.selection
         weights_PK = selection.centred_weights_PK if self._options.baseline else selection.weights_PK
-        for replay, weights_B in self._replays(lesson, step, weights_PK, weights_PK != 0):
-            yield partial(self._weighted, replay, weights_B)
+        replayed_PK = weights_PK != 0
+        shares_PK = weights_PK
+        if self._options.baseline:
+            # Centred weights sum to 0, and losers' would reward a divergence. All branches are pushed, and
+            # together they are a sample of the policy: the mean of their divergences is the policy's.
+            shares_PK = replayed_PK / replayed_PK.sum(1, keepdim=True).clamp(min=1)
+        values_PK2 = torch.stack([weights_PK, shares_PK], 2)
+        for replay, values_B2 in self._replays(lesson, step, values_PK2, replayed_PK):
+            yield partial(self._weighted, replay, *values_B2.unbind(1))
 
-    def _weighted(self, replay: Replay, weights_B: Tensor) -> Terms:
+    def _weighted(self, replay: Replay, weights_B: Tensor, shares_B: Tensor) -> Terms:
         references, outputs = self._references(replay), self._replayer.outputs(replay)
         loss = path_loss(replay.by_branch(denoising_errors(outputs, replay.targets)), weights_B)
         if references is None:
             return Terms(loss, torch.zeros_like(loss))
-        return Terms(loss, path_loss(replay.by_branch(denoising_errors(outputs, references)), weights_B))
+        return Terms(loss, path_loss(replay.by_branch(denoising_errors(outputs, references)), shares_B))

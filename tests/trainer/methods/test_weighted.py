@@ -40,6 +40,33 @@ def test_the_loss_weighs_every_branch_as_selected(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("baseline", [False, True])
+def test_the_divergence_is_a_mean_over_branches_that_are_learned(
+    pipelines: dict[str, Path], tmp_path: Path, baseline: bool
+) -> None:
+    """Of all with a baseline, of the winner without; centred weights would reward the losers' divergence."""
+    options = (
+        "method=sft_sharpening",
+        "loss.kl_weight=0.1",
+        f"loss.baseline={str(baseline).lower()}",
+        "branching.prompts_per_micro_batch=4",
+    )
+    run = started(configured(tmp_path, pipelines["epsilon"], *options))
+    ((lesson, _),) = sample(run)
+    run.learner.learn([lesson])  # off the reference
+    rows, columns = torch.arange(4).repeat_interleave(3), torch.arange(3).repeat(4)
+    replayer = run.learner._replayer
+    replay = replayer.replay(lesson.branches, rows, columns, replayer.draw(lesson, 2))
+    with torch.no_grad():
+        errors_N = denoising_errors(replayer.outputs(replay), replayer.references(replay))
+    divergences_PK = replay.by_branch(errors_N).mean(1).reshape(4, 3)
+    assert bool((divergences_PK > 1e-6).all())
+    best_P1 = lesson.selection.best_P[:, None]
+    of_prompts_P = divergences_PK.mean(1) if baseline else divergences_PK.gather(1, best_P1)[:, 0]
+    found = sum(part().divergence.item() for part in run.learner.method.parts(lesson, 2))
+    assert found == pytest.approx(float(of_prompts_P.sum()), rel=1e-4)
+
+
 def test_the_reference_is_asked_only_where_it_weighs(pipelines: dict[str, Path], tmp_path: Path) -> None:
     costs = []
     for weight in (0.0, 0.1):
