@@ -154,7 +154,7 @@ class Policy:
             sample: (N, C, h, w) noisy latents.
             timesteps: (N,) from the schedule.
             text: N rows.
-            guidance: scale of classifier-free guidance (arXiv 2207.12598), where 1 is the conditional
+            guidance: scale of classifier-free guidance (arXiv 2207.12598), where 1 or less is the conditional
                 prediction alone; a model distilled to take the scale as an input is given it.
         """
         if self.evaluations(guidance) == 1:

@@ -100,9 +100,19 @@ def test_the_prediction_is_that_of_the_unet(folder: Path) -> None:
 
 def test_guidance_goes_from_the_empty_prompt_through_the_prompt(folder: Path) -> None:
     policy = load(folder)
-    empty, full = prediction(policy, 0.0), prediction(policy, 1.0)
+    full, nothing = prediction(policy), torch.zeros(2, dtype=torch.long)
+    with torch.no_grad():
+        empty = policy.predict(*sample(), policy._family.encode_empty(policy.device).take(nothing), 1.0)
     assert not torch.allclose(empty, full, atol=1e-4)
     torch.testing.assert_close(prediction(policy, 3.0), empty + 3 * (full - empty), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_a_scale_of_one_or_less_is_no_guidance(folder: Path, guidance: float) -> None:
+    """As in diffusers, where models that do without are published with a scale of 0."""
+    policy = load(folder)
+    assert policy.evaluations(guidance) == 1
+    assert torch.equal(prediction(policy, guidance), prediction(policy, 1.0))
 
 
 @TRAINED

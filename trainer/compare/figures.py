@@ -12,6 +12,7 @@ from scipy.stats import t
 from trainer.config.comparison import Axis, CompareConfig
 from trainer.config.train import load_config
 from trainer.evaluation import EvaluationResult
+from trainer.families.index import check_model
 from trainer.run_folder import RunFolder
 from trainer.search.results import SEARCH_FILE
 
@@ -116,7 +117,8 @@ def summarise(comparison: CompareConfig) -> dict[str, Any]:
     }
     runs = {name: of_method for name, of_method in runs.items() if of_method}
     config = comparison.run_config(next(iter(comparison.methods)), comparison.seeds[0])
-    evaluations = config.sampling.steps * (1 if config.sampling.guidance == 1 else 2)
+    each = check_model(config.model).evaluations(config.sampling.guidance)
+    evaluations = config.sampling.steps * each
     searches = [_searched(comparison, name) for name in comparison.searches]
     # Held-out noises are the same in every run, and so is what the untrained model makes of them.
     untrained = [[points[0]] for of_method in runs.values() for points in of_method][:1]

@@ -13,7 +13,7 @@ class SamplingConfig(Section):
     steps: Count = 20
     """Denoising steps from noise to picture."""
     guidance: NotNegative = 5.0
-    """Scale of guidance, 1 none: classifier-free, or a distilled model's input; FLUX.1-schnell ignores it.
+    """Scale of guidance: classifier-free, where 1 or less is none, or FLUX.1-dev's input; schnell ignores it.
     Branches are learned under it as they were drawn, pictures that are given under none."""
     solver: Literal["ddim", "dpmpp_2m"] = "ddim"
     """How a step follows from what the model says: DDIM (flow matching: Euler), or DPM-Solver++(2M), which

@@ -136,8 +136,12 @@ class Family(ABC):
 
     @classmethod
     def evaluations(cls, guidance: float) -> int:
-        """Network evaluations that one prediction of one picture takes."""
-        return 1 if guidance == 1 else 2
+        """Network evaluations that one prediction of one picture takes.
+
+        At a scale of 1 or less there is no guidance, as in diffusers: models that were distilled to do
+        without are published with a scale of 0.
+        """
+        return 1 if guidance <= 1 else 2
 
     @abstractmethod
     def schedule(self, steps: int) -> Schedule:

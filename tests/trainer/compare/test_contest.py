@@ -53,6 +53,7 @@ def test_what_is_finished_is_not_run_again(pipelines: dict[str, Path], tmp_path:
             ("grpo", 2),
             ("best_of_3", 2),
         ]
+        assert rows["base"]["evaluations_per_picture"] == rows["grpo"]["evaluations_per_picture"] == 6
         assert rows["best_of_3"]["evaluations_per_picture"] == 18
         assert rows["grpo"]["reward"]["low"] < rows["grpo"]["reward"]["mean"]
     assert [len(points) for points in summary["runs"]["grpo"]] == [4, 4]

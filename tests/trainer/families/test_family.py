@@ -48,7 +48,7 @@ def test_each_kind_is_known_by_the_class_in_its_index() -> None:
 
 
 @EVERY
-@pytest.mark.parametrize(("steps", "guidance"), [(1, 3.0), (4, 1.0), (10, 3.0)])
+@pytest.mark.parametrize(("steps", "guidance"), [(1, 3.0), (4, 1.0), (4, 0.0), (4, 0.5), (10, 3.0)])
 def test_without_noise_pictures_are_the_pipelines_own(
     families: dict[str, Path], name: str, steps: int, guidance: float
 ) -> None:
@@ -207,7 +207,7 @@ def test_evaluations_are_counted_as_they_happen(families: dict[str, Path], name:
         lambda _, inputs, named: evaluated.append(len(inputs[0] if inputs else named["hidden_states"])),
         with_kwargs=True,
     )
-    for guidance in (1.0, 3.0):
+    for guidance in (0.0, 1.0, 3.0):
         evaluated.clear()
         grown = grown_by(policy, guidance=guidance)
         assert grown.unet_evaluations == sum(evaluated) == 3 * 4 * policy.evaluations(guidance)
