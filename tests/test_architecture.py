@@ -17,6 +17,7 @@ EVERY_FILE = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT /
 HOMES = {
     "ray": {
         "trainer/cluster.py",
+        "trainer/rank_group.py",
         *(f"reward_services/{module}.py" for module in ("deployments", "handles", "instruments", "replicas")),
     },
     "diffusers": {
@@ -39,7 +40,8 @@ HOMES = {
     "pickle": {"reward_services/http/compat/unpickling.py", "reward_services/scorers/weights.py"},
     "vllm": {"reward_services/judges/engine.py"},
     # The modules that need a cluster; the command lines import them inside the function that starts one.
-    "trainer.cluster": {"trainer/cli.py"},
+    "trainer.cluster": {"trainer/cli.py", "trainer/rank_group.py"},
+    "trainer.rank_group": {"trainer/cli.py"},
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},
     "reward_services.handles": {"reward_services/deployments.py", "reward_services/replicas.py"},
     "reward_services.replicas": {"reward_services/deployments.py"},
@@ -124,7 +126,9 @@ def test_command_lines_import_ray_modules_lazily() -> None:
         if path.name == "cli.py":
             at_the_top = [node for node in parse(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
             names = {name for node in at_the_top for name in imported(node)}
-            assert not names & {"trainer.cluster", "reward_services.deployments"}, relative(path)
+            assert not names & {"trainer.cluster", "trainer.rank_group", "reward_services.deployments"}, (
+                relative(path)
+            )
 
 
 def test_rewards_know_nothing_of_training() -> None:

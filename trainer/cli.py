@@ -38,13 +38,13 @@ def _train(arguments: argparse.Namespace) -> int:
             ["prompts.strict=true"] if config.data is None else ["prompts.strict=true", "data.strict=true"]
         )
         config = load_config(arguments.config, [*arguments.set, *strict])
-    from trainer import cluster, driver
+    from trainer import cluster, driver, rank_group
 
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
     with cluster.scoring_on_ray(config, arguments.address) as scoring, driver.locked(folder.path):
         driver.begin(config, folder)
-        driver.watch(config, folder, lambda: cluster.run_ranks(config, scoring))
+        driver.watch(config, folder, lambda: rank_group.run_ranks(config, scoring))
     print(driver.conclude(folder))
     return 0 if folder.is_finished else 130
 
@@ -125,7 +125,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from trainer.config.comparison import load_comparison
 
     comparison = load_comparison(arguments.config, arguments.set)
-    from trainer import cluster, driver
+    from trainer import cluster, driver, rank_group
     from trainer.compare.contest import Job, check, compete, jobs
     from trainer.compare.page import write_comparison
 
@@ -145,7 +145,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         ):
             compete(
                 comparison,
-                lambda config: cluster.run_ranks(config, cluster.scoring_of(config)),
+                lambda config: rank_group.run_ranks(config, cluster.scoring_of(config)),
                 scoring,
                 done,
             )

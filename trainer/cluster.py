@@ -1,51 +1,37 @@
-"""RAY. Starts a run on a Ray cluster: reward services, coordinator, trainer ranks. The loop knows no Ray.
+"""RAY. What a run needs of a Ray cluster: reward services, a coordinator. `rank_group` runs the ranks there.
 
     driver ──▶ Serve: one deployment per reward ◀── handles ── coordinator (actor, one per run) ◀─┐
-       └─────▶ Ray Train: ranks 0..N-1, each runs trainer.loop.train ── previews, scores ─────────┘
+       └─────▶ Ray Train: ranks 0..N-1, each runs trainer.loop.run ─── previews, scores ─────────┘
 
-A rank that dies is started again by Ray Train with all the others, and they go on from the newest checkpoint.
 The coordinator restarts by itself; requests that were under way are sent again and, being pure, count once.
 """
 
 import contextlib
 import logging
 import os
-import shutil
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import ray
-import ray.train
-import ray.train.torch
-import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.callback import RayTrainCallback
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.exceptions import RayTaskError
 
 from reward_services import AsyncRewardClient, RewardError, Rewards, Score
 from reward_services.config import ServicesConfig
 from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy, start_ray
 from reward_services.instruments import Instruments
-from trainer import loop
 from trainer.config import TrainConfig
 from trainer.coordinator import Pace
 from trainer.costs import Devices
-from trainer.driver import RunFailed, absolute_paths
+from trainer.driver import RunFailed
 from trainer.observed import STALL, ObservedCoordinator
 from trainer.preflight import check_names, check_reachable, check_room, check_served
-from trainer.ranks import Ranks
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring, Unscored
@@ -101,17 +87,6 @@ class CoordinatorScoring:
         return replace(self, seen=seen)
 
 
-class _Trainer(TorchTrainer):
-    """Ray Train without its cleaner of placement groups: a run's end is its job's end, which frees them.
-
-    The cleaner asks the dashboard; on a cluster without one every run would wait 12 s for it to give up.
-    """
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
-
-
 @contextlib.contextmanager
 def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = True) -> Iterator[Scoring]:
     """A Ray cluster with reward services and a coordinator before them, for as long as this context lasts.
@@ -146,66 +121,6 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
         ray.shutdown()
 
 
-def run_ranks(config: TrainConfig, scoring: Scoring) -> None:
-    """Run the loop on every rank by Ray Train and wait for the end, which may be a stop that was asked for.
-
-    Raises:
-        RunFailed: ranks died, or could not be started, more often than `ranks.max_failures`.
-        RevisionChanged: a reward is not of the revision that the run is pinned to.
-    """
-    ranks = config.ranks
-    # Ray Train wants a place that all nodes see, though the loop keeps its own checkpoints.
-    storage = config.run_folder.absolute() / ".ray_train"
-    shutil.rmtree(storage, ignore_errors=True)
-    if config.rewards.revisions == "pin" and isinstance(scoring, CoordinatorScoring):
-        scoring = scoring.pinned(RunFolder(config.run_folder), _rewards_of(config))
-    trainer = _Trainer(
-        # Bound to the function, what ranks need is unpacked by them alone: the controller imports no model.
-        partial(_rank_main, absolute_paths(config).model_dump(mode="json"), scoring),
-        # Gradients are summed where they are, the ranks' other messages are small and on the CPU.
-        torch_config=ray.train.torch.TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if ranks.gpus_per_worker else "gloo"
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=(ranks.min_workers, ranks.workers) if ranks.min_workers else ranks.workers,
-            elastic_resize_monitor_interval_s=ranks.resize_s,
-            use_gpu=ranks.gpus_per_worker > 0,
-            resources_per_worker=ranks.resources_per_worker,
-        ),
-        run_config=RunConfig(
-            name=config.run_folder.name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(
-                max_failures=ranks.max_failures, controller_failure_limit=ranks.max_failures
-            ),
-        ),
-    )
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        rank, failure = min(error.worker_failures.items(), key=lambda item: item[0])
-        raise RunFailed(
-            f"rank {rank} failed, after {ranks.max_failures} restarts too: {_last_line(failure)}"
-        ) from error
-    except (ray.train.TrainingFailedError, RayError) as error:
-        raise RunFailed(f"the ranks could not be run: {_last_line(error)}") from error
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-        if threading.current_thread() is threading.main_thread():
-            # Ray Train's own handler would outlive the run and call an actor that is gone.
-            signal.signal(signal.SIGINT, handler)
-
-
-def _rank_main(settings: Mapping[str, Any], scoring: Scoring) -> None:
-    config = TrainConfig.model_validate(settings)
-    torch.set_num_threads(config.ranks.torch_threads)
-    context = ray.train.get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    with RunFolder(config.run_folder).keeping_warnings(ranks.rank):
-        loop.run(config, scoring=scoring, ranks=ranks, device=ray.train.torch.get_device())
-
-
 def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:
     """The rewards to deploy, checked; None when they run elsewhere."""
     path = config.rewards.services
@@ -234,7 +149,7 @@ def _connect(address: str | None) -> None:
         start_ray(address, namespace=NAMESPACE, **cores)
     except Exception as error:  # a bare one is what Ray raises when its processes come up too late
         where = f"at {address}" if address else "on this machine"
-        raise RunFailed(f"cannot use a Ray cluster {where}: {_last_line(error)}") from error
+        raise RunFailed(f"cannot use a Ray cluster {where}: {last_line(error)}") from error
 
 
 def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
@@ -255,7 +170,7 @@ def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
     actor = ray.remote(ObservedCoordinator).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000
     )
-    names = _rewards_of(config)
+    names = options.names
     coordinator: Any = actor.remote(
         rewards,
         names=names,
@@ -272,10 +187,6 @@ def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
     return CoordinatorScoring(coordinator, devices=devices)
 
 
-def _rewards_of(config: TrainConfig) -> list[str]:
-    return config.rewards.names
-
-
 def _get(reference: Any) -> Any:
     """Wait for an actor's answer; an error of the rewards comes as what it is, without Ray's wrapping."""
     try:
@@ -286,6 +197,7 @@ def _get(reference: Any) -> Any:
         raise
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """Of what an error says; Ray puts a traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

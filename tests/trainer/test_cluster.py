@@ -21,10 +21,11 @@ from tests.captioned import picture, rows, write_folder
 from tests.processes import PATIENCE_S, pids_titled, wait_for
 from tests.small_run import configured, picked, relative_difference, settings, weights_of
 from tests.sockets import beyond_loopback, documented
-from trainer.cluster import CoordinatorScoring, run_ranks, scoring_of, scoring_on_ray
+from trainer.cluster import CoordinatorScoring, scoring_of, scoring_on_ray
 from trainer.config import TrainConfig, load_config
 from trainer.driver import RunFailed, begin, check, conclude, watch
 from trainer.metrics import read_metrics
+from trainer.rank_group import run_ranks
 from trainer.revisions import RevisionChanged
 from trainer.run_folder import RunFolder
 
@@ -260,12 +261,8 @@ def test_rewards_that_are_not_there_are_a_line(tmp_path: Path, pipelines: dict[s
     with pytest.raises(RewardUnknown, match=r"'large', which .* does not serve; it serves jpeg"):
         scoring_on_ray(config, None).__enter__()
     config = configured(tmp_path, pipelines["epsilon"])
-    for address, says in (
-        ("127.0.0.1:1", "no Ray cluster answers at"),
-        ("ray://head:10001", "is no address of"),
-    ):
-        with pytest.raises(RunFailed, match=says):
-            scoring_on_ray(config, address).__enter__()
+    with pytest.raises(RunFailed, match="no Ray cluster answers at"):
+        scoring_on_ray(config, "127.0.0.1:1").__enter__()
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(
