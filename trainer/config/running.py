@@ -23,7 +23,7 @@ class RanksConfig(Section):
     cpus_per_worker: Positive = 1.0
     """CPU cores reserved for each rank."""
     gpus_per_worker: NotNegative = 0.0
-    """GPUs reserved for each rank."""
+    """GPUs reserved for each rank; a part of one only where there is one rank, beside rewards."""
     resources: dict[str, Positive] = Field(default_factory=dict)
     """Ray's custom resources reserved for each rank, such as {trainer: 1}: they choose its nodes."""
     sharding: Literal["none", "full"] = "none"

@@ -163,6 +163,12 @@ class TrainConfig(RunSettings):
             raise ValueError("branching.prompts_per_update must be ranks.workers or more")
         if (self.ranks.min_workers or 1) > self.ranks.workers:
             raise ValueError("ranks.min_workers must not be more than ranks.workers")
+        if 0 < self.ranks.gpus_per_worker < 1 and self.ranks.workers > 1:
+            # Ray puts parts of a GPU onto one (ray#48012); NCCL would refuse after minutes, at the first sum.
+            raise ValueError(
+                f"ranks.gpus_per_worker={self.ranks.gpus_per_worker:g} puts ranks on one GPU, which NCCL "
+                "refuses: set ranks.gpus_per_worker=1, or ranks.workers=1"
+            )
         if self.ranks.sharding == "full" and self.model.lora is not None:
             raise ValueError("adapters are not sharded: set model.lora=null or ranks.sharding=none")
         if self.ranks.sharding == "full" and self.optimizer.moments == "8-bit":

@@ -80,6 +80,10 @@ def test_the_saved_configuration_is_read_back_unchanged(path: Path, tmp_path: Pa
         (["method=standard", "data.source=pictures", "branching.end=6"], "leave out branching.end"),
         (["ranks.workers=9"], "must be ranks.workers or more"),
         (["ranks.min_workers=2"], "must not be more than ranks.workers"),
+        (
+            ["ranks.workers=2", "ranks.gpus_per_worker=0.5"],
+            "gpus_per_worker=0.5 puts ranks on one GPU, which NCCL refuses: set ranks.gpus_per_worker=1",
+        ),
         (["ranks.sharding=full"], "adapters are not sharded"),
         (
             ["ranks.sharding=full", "model.lora=null", "optimizer.moments=8-bit"],
