@@ -92,6 +92,7 @@ class _Deployed(_Section):
     """Instead of num_replicas."""
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat = 0.0
+    """Of each replica, 0.2 for a fifth of one; without, it sees none and computes on CPUs."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Ray's custom resources of each replica, such as `{rewards: 1}`: they choose its nodes."""
     runtime_env: dict[str, Any] | None = None
@@ -225,6 +226,15 @@ class ServicesConfig(_Section):
             ):
                 asked[name] = asked.get(name, 0.0) + reward.first_replicas * amount
         return asked
+
+    @property
+    def on_cpus(self) -> list[str]:
+        """Rewards that would compute on a GPU and reserve none."""
+        return [
+            name
+            for name, reward in self.rewards.items()
+            if not reward.num_gpus and getattr(reward.options, "device", None) == "auto"
+        ]
 
     @property
     def gpus(self) -> float:

@@ -37,7 +37,7 @@ class TorchOptions(ScorerOptions):
     """Options of every scorer that runs a model in torch."""
 
     device: str = "auto"
-    """`auto` is cuda where there is one, else cpu."""
+    """`auto` is cuda where the replica has reserved a GPU, or a part of one, by num_gpus; else cpu."""
     dtype: Dtype = "float32"
     torch_threads: PositiveInt = 1
     """Intra-op threads of torch on the CPU."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 from ray import serve
 
 from reward_services.config import REWARD, Http, Reward, ServicesConfig
+from reward_services.errors import ConfigInvalid
 from reward_services.handles import ServeRewards
 from reward_services.http.app import create_app
 from reward_services.instruments import Instruments
@@ -32,6 +35,17 @@ def _count_images(calls: list[Call]) -> int:
     return sum(len(call.prompts) for call in calls)
 
 
+def _sees_reserved_gpus() -> bool:
+    """Whether this replica has reserved a GPU; else it is to see none, before CUDA looks for them.
+
+    Ray hides them or not, by how its nodes were started: a model would compute on a GPU that others reserved.
+    """
+    reserved = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+    if not reserved:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return reserved
+
+
 class RewardReplica:
     """One replica of one reward: any scorer, batched across callers, with a health check that scores.
 
@@ -44,6 +58,7 @@ class RewardReplica:
     def __init__(self, name: str) -> None:
         self._name = name
         self._made_of: Any = None
+        self._has_gpu = _sees_reserved_gpus()
         self._observed = Observed(name, Instruments())
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -54,6 +69,11 @@ class RewardReplica:
             ReplicaFailed: it cannot score its golden sample.
         """
         reward = REWARD.validate_python(user_config["reward"])
+        device = getattr(reward.options, "device", "auto")
+        if device.startswith("cuda") and not self._has_gpu:
+            raise ConfigInvalid(
+                f"options.device is {device} and no GPU is reserved: set num_gpus to 1, or a part such as 0.2"
+            )
         made_of = (reward.scorer, reward.options, user_config["files"])
         if made_of != self._made_of:
             build = partial(SCORERS[reward.scorer], **reward.options.model_dump())
@@ -101,6 +121,7 @@ class JudgeReplica:
     def __init__(self, name: str) -> None:
         self._name = name
         self._made_of: Any = None
+        _sees_reserved_gpus()
         self._observed = Observed(name, Instruments())
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -110,8 +110,13 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
     check_served(config.rewards)
     _connect(address)
     try:
-        ranks, rewards = config.ranks if trains else None, services.resources if services else {}
-        for note in check_room(ray.cluster_resources(), ranks, rewards, grows=address is not None):
+        for note in check_room(
+            ray.cluster_resources(),
+            config.ranks if trains else None,
+            services.resources if services else {},
+            on_cpus=services.on_cpus if services else (),
+            grows=address is not None,
+        ):
             sys.stderr.write(f"{note}\n")
         if services is not None:
             deploy(services, timeout_s=config.rewards.ready_timeout_s)

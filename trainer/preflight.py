@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from reward_services import RewardClient, RewardUnknown
@@ -52,7 +52,12 @@ def check_names(rewards: RewardsConfig, place: str | Path, served: Collection[st
 
 
 def check_room(
-    there: Mapping[str, float], ranks: RanksConfig | None, rewards: Mapping[str, float], *, grows: bool
+    there: Mapping[str, float],
+    ranks: RanksConfig | None,
+    rewards: Mapping[str, float],
+    *,
+    on_cpus: Sequence[str] = (),
+    grows: bool,
 ) -> list[str]:
     """Compare what a cluster has with what the ranks and reward services of a run ask for.
 
@@ -60,6 +65,7 @@ def check_room(
         there: the cluster's resources by Ray's names.
         ranks: None where none are started.
         rewards: resources of the reward services that are started with it.
+        on_cpus: those of them that would compute on a GPU and reserve none.
         grows: whether the cluster may get more nodes: then the run may wait for them.
 
     Returns:
@@ -85,6 +91,11 @@ def check_room(
         notes.append(
             f"The ranks train on CPUs though there is a GPU ({there['GPU']:g} in all): "
             "--set ranks.gpus_per_worker=1 takes one for each."
+        )
+    if on_cpus and there.get("GPU"):
+        notes.append(
+            f"Rewards compute on CPUs though there is a GPU ({there['GPU']:g} in all): {', '.join(on_cpus)}; "
+            "num_gpus in rewards.services reserves one, or a part such as 0.2."
         )
     return notes
 

@@ -38,3 +38,15 @@ def test_resources_are_those_of_the_replicas_that_start_at_first() -> None:
     config = ServicesConfig.model_validate({"rewards": rewards, "http": {"num_replicas": 2, "num_cpus": 0.5}})
     assert config.resources == {"CPU": 3.0, "GPU": 0.25, "rewards": 2.0}
     assert config.model_copy(update={"http": None}).resources["CPU"] == 2
+
+
+def test_rewards_that_leave_a_gpu_unreserved_are_known() -> None:
+    """The one that is told to use CPUs, and those without a model on a device, are not among them."""
+    clip = {"scorer": "clip", "options": {"model": "a"}}
+    rewards = {
+        "one": clip,
+        "two": clip | {"num_gpus": 0.2},
+        "three": clip | {"options": {"model": "a", "device": "cpu"}},
+        "four": {"scorer": "jpeg"},
+    }
+    assert ServicesConfig.model_validate({"rewards": rewards}).on_cpus == ["one"]

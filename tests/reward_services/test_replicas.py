@@ -1,6 +1,7 @@
-"""RAY. A replica changed while it runs: batching, model, files; an answer is of one revision."""
+"""RAY. A replica changed while it runs, of whose answers each is of one revision; which GPUs it sees."""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ class Inspected(RewardReplica):
     async def loaded(self) -> int:
         return id(self._pipeline)
 
+    async def visible(self) -> str | None:
+        """GPUs, as CUDA reads them."""
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
 
 class Replica:
     """A replica by its handle."""
@@ -52,12 +57,15 @@ class Replica:
     async def loaded(self) -> int:
         return int(await self._handle.loaded.remote())
 
+    async def visible(self) -> str | None:
+        return await self._handle.visible.remote()  # type: ignore[no-any-return]
+
 
 @pytest.fixture(scope="module")
 def replica() -> Iterator[Replica]:
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False
-    )
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+    # The GPUs are pretended; placing replicas takes no more.
+    ray.init("local", num_cpus=2, num_gpus=4, object_store_memory=200_000_000, **options)
     served: Any = serve.deployment(user_config=settings("jpeg"), max_ongoing_requests=64)(Inspected)
     yield Replica(serve.run(served.bind("mine"), route_prefix=None))
     serve.shutdown()
@@ -121,4 +129,23 @@ def test_a_change_that_cannot_be_made_leaves_the_old_model(replica: Replica, dra
             await replica.reconfigure(settings("clip", model="/nowhere/at/all"))
         assert (await replica.score(draw(1)))[0].ok
 
+    asyncio.run(run())
+
+
+def placed(name: str, num_gpus: float) -> Replica:
+    """A replica on a node that shows its GPUs to all, as Ray's will."""
+    shown = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    actor = {"num_cpus": 0.1, "num_gpus": num_gpus, "runtime_env": {"env_vars": shown}}
+    served: Any = serve.deployment(user_config=settings("jpeg"), ray_actor_options=actor)(Inspected)
+    return Replica(serve.run(served.bind(name), name=name, route_prefix=None))
+
+
+def test_a_replica_sees_the_gpus_that_it_reserves_and_no_other(replica: Replica, tiny_clip: Path) -> None:
+    async def run() -> None:
+        assert await without.visible() == ""
+        with pytest.raises(Exception, match=r"ConfigInvalid: options\.device is cuda:0 and .* num_gpus"):
+            await without.reconfigure(settings("clip", model=str(tiny_clip), device="cuda:0"))
+        assert len(str(await with_a_part.visible())) == 1
+
+    without, with_a_part = placed("without", 0), placed("part", 0.5)
     asyncio.run(run())

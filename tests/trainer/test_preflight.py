@@ -47,6 +47,9 @@ def test_a_gpu_that_would_idle_is_named() -> None:
     (note,) = check_room(MACHINE, RanksConfig(), {}, grows=False)
     assert "train on CPUs though there is a GPU (1 in all): --set ranks.gpus_per_worker=1" in note
     assert check_room(MACHINE, None, {}, grows=False) == []
+    (note,) = check_room(MACHINE, None, {"CPU": 2.0}, on_cpus=["clip", "hpsv2"], grows=False)
+    assert "compute on CPUs though there is a GPU (1 in all): clip, hpsv2; num_gpus in rewards.serv" in note
+    assert check_room({"CPU": 4.0}, None, {"CPU": 2.0}, on_cpus=["clip"], grows=False) == []
 
 
 def test_a_cluster_that_does_not_answer_is_a_line() -> None:
