@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import ray
 from ray import serve
 from ray._private import ray_constants
-from ray.exceptions import RayError
+from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.serve.exceptions import RayServeException
 
 from reward_services.config import Http, Reward, ServicesConfig
@@ -24,8 +25,9 @@ from reward_services.config_file import checked
 from reward_services.diagnosis import failure_among, first_line
 from reward_services.errors import ConfigInvalid, RewardNotReady
 from reward_services.fingerprint import fingerprint, of_code, of_files
-from reward_services.handles import APPLICATION, ServeRewards
+from reward_services.handles import ServeRewards
 from reward_services.judges import JUDGES
+from reward_services.ownership import APPLICATION, delete_orphans, own_application
 from reward_services.replicas import Ingress, JudgeReplica, RewardReplica
 
 _INGRESS = "_ingress"  # no reward can have this name
@@ -54,7 +56,7 @@ def build(config: ServicesConfig) -> serve.Application:
         max_ongoing_requests=1000,
         # A new one is there before the old one goes: it costs little and no request is lost.
         max_surge_percent=100,
-        ray_actor_options={"num_cpus": http.num_cpus},
+        ray_actor_options={"num_cpus": http.num_cpus if config.http else 0},
     )
     return ingress(Ingress).bind(rewards, config, fingerprint(config))
 
@@ -89,27 +91,76 @@ def _deployment(name: str, reward: Reward) -> serve.Application:
 def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
     """Serve the rewards on the connected Ray cluster and wait until every one has scored its golden sample.
 
-    The same rewards, if they run already, are left alone; other ones are replaced.
+    They stay when the caller ends. The same rewards, if they run already, are left alone; other ones are
+    replaced, but not those of runs.
 
     Raises:
-        ConfigInvalid: the HTTP port is taken.
+        ConfigInvalid: the HTTP port is taken, or Serve runs without HTTP for others.
         RewardNotReady: a reward did not come up within `timeout_s` seconds; one line with cause and remedy.
     """
-    before = serve.status()
-    if _runs_already(config, before.applications.get(APPLICATION)):
+    delete_orphans()
+    before = serve.status().applications.get(APPLICATION)
+    if _runs_already(config, before):
         return
-    if config.http is not None and not before.proxies:
-        config.http.check_port()
-    options = config.http.model_dump(include={"host", "port", "request_timeout_s"}) if config.http else None
-    serve.start(proxy_location="HeadOnly" if options else "Disabled", http_options=options)
-    target = serve.RunTarget(build(config), name=APPLICATION, route_prefix="/")
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     try:
-        _wait_until_ready(timeout_s)
+        _run(config, APPLICATION, timeout_s)
     except RewardNotReady:
-        if APPLICATION not in before.applications:
+        if before is None:
             serve.delete(APPLICATION)
         raise
+
+
+@contextmanager
+def deployed_for_run(config: ServicesConfig, *, timeout_s: float = 120.0) -> Iterator[bool]:
+    """The rewards of one run on a cluster that others use, for as long as this context lasts.
+
+    Those that `deploy` has served there, if they are the same; else an application of the run's own, which
+    is reached by handles alone and deleted at the end.
+
+    Yields:
+        Whether they are the run's own.
+
+    Raises:
+        RewardNotReady: as `deploy`.
+    """
+    delete_orphans()
+    if _runs_already(config, serve.status().applications.get(APPLICATION)):
+        yield False
+        return
+    name = own_application()
+    try:
+        _run(config.model_copy(update={"http": None}), name, timeout_s)
+        yield True
+    finally:
+        # Where the cluster does not answer any more, the next run deletes it.
+        with suppress(RayError, RayServeException, TimeoutError):
+            serve.delete(name)
+
+
+def _run(config: ServicesConfig, name: str, timeout_s: float) -> None:
+    _start_serve(config.http)
+    target = serve.RunTarget(build(config), name=name, route_prefix="/" if config.http else None)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_until_ready(name, timeout_s)
+
+
+def _start_serve(http: Http | None) -> None:
+    """Start Serve where it does not run; whether and where it listens is settled then."""
+    status = serve.status()
+    if http is not None and not status.proxies:
+        if others := sorted(status.applications):
+            raise ConfigInvalid(
+                f"Serve runs without HTTP on this cluster, for {', '.join(others)}: serve when that has "
+                "ended, or with `http: null`"
+            )
+        http.check_port()
+        serve.shutdown()
+    options = http.model_dump(include={"host", "port", "request_timeout_s"}) if http else None
+    start = partial(serve.start, proxy_location="HeadOnly" if options else "Disabled", http_options=options)
+    try:
+        start()
+    except ActorAlreadyExistsError:  # another run has started it at the same time
+        start()
 
 
 @contextmanager
@@ -145,12 +196,18 @@ def start_ray(address: str | None, **options: Any) -> None:
 
 
 def connect() -> ServeRewards:
-    """The rewards that run on the connected Ray cluster; raises `RewardNotReady` when there are none."""
-    application = serve.status().applications.get(APPLICATION)
+    """The rewards of this job, or else those that are served on the connected Ray cluster.
+
+    Raises:
+        RewardNotReady: there are none.
+    """
+    applications, own = serve.status().applications, own_application()
+    served = own if own in applications else APPLICATION
+    application = applications.get(served)
     names = [name for name in application.deployments if name != _INGRESS] if application else []
     if not names:
         raise RewardNotReady("no rewards are served on this cluster; start them with `rewards serve CONFIG`")
-    return ServeRewards({name: serve.get_deployment_handle(name, APPLICATION) for name in names})
+    return ServeRewards({name: serve.get_deployment_handle(name, served) for name in names})
 
 
 def _runs_already(config: ServicesConfig, application: Any) -> bool:
@@ -163,12 +220,12 @@ def _runs_already(config: ServicesConfig, application: Any) -> bool:
         return False
 
 
-def _wait_until_ready(timeout_s: float) -> None:
+def _wait_until_ready(name: str, timeout_s: float) -> None:
     ends = time.monotonic() + timeout_s
-    while (application := serve.status().applications[APPLICATION]).status != "RUNNING":
+    while (application := serve.status().applications[name]).status != "RUNNING":
         states = {
-            name: (deployment.status.value, deployment.message)
-            for name, deployment in application.deployments.items()
+            reward: (deployment.status.value, deployment.message)
+            for reward, deployment in application.deployments.items()
         }
         failure = failure_among(states, is_late=time.monotonic() > ends)
         if failure is not None:

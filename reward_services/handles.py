@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,6 @@ from reward_services.errors import (
 from reward_services.images import packed
 from reward_services.rewards import check_batch, check_known
 from reward_services.schema import RewardInfo, Score
-
-APPLICATION = "rewards"
 
 _FRESH_S, _STALE_S, _DESCRIBE_TIMEOUT_S = 5.0, 15.0, 2.0
 
@@ -79,7 +77,7 @@ class ServeRewards:
         return dict(zip(rewards, scores, strict=True))
 
     async def _ask(self) -> None:
-        asleep = await asyncio.to_thread(_asleep)
+        asleep = await asyncio.to_thread(_asleep, {handle.app_name for handle in self._handles.values()})
         awake = [name for name in self._handles if name not in self._known or name not in asleep]
         answers = await asyncio.gather(*(self._described(name) for name in awake))
         self._known |= {info.id: info for info in answers}
@@ -104,11 +102,11 @@ class ServeRewards:
         return scores
 
 
-def _asleep() -> set[str]:
-    """Rewards that are well and have no replica."""
-    application = serve.status().applications.get(APPLICATION)
-    deployments = application.deployments if application else {}
-    return {name for name, one in deployments.items() if one.status == "HEALTHY" and not one.replica_states}
+def _asleep(names: Collection[str]) -> set[str]:
+    """Rewards of these applications that are well and have no replica."""
+    served = [one for name, one in serve.status().applications.items() if name in names]
+    deployments = [named for application in served for named in application.deployments.items()]
+    return {name for name, one in deployments if one.status == "HEALTHY" and not one.replica_states}
 
 
 async def _answer(name: str, response: Any, deadline_s: float) -> Any:

@@ -18,7 +18,10 @@ HOMES = {
     "ray": {
         "trainer/cluster.py",
         "trainer/rank_group.py",
-        *(f"reward_services/{module}.py" for module in ("deployments", "handles", "instruments", "replicas")),
+        *(
+            f"reward_services/{module}.py"
+            for module in ("deployments", "handles", "instruments", "ownership", "replicas")
+        ),
     },
     "diffusers": {
         "trainer/policy.py",
@@ -44,6 +47,7 @@ HOMES = {
     "trainer.rank_group": {"trainer/cli.py"},
     "reward_services.deployments": {"trainer/cluster.py", "reward_services/cli.py"},
     "reward_services.handles": {"reward_services/deployments.py", "reward_services/replicas.py"},
+    "reward_services.ownership": {"reward_services/deployments.py"},
     "reward_services.replicas": {"reward_services/deployments.py"},
     "reward_services.instruments": {"reward_services/replicas.py", "trainer/cluster.py"},
 }

@@ -90,7 +90,8 @@ def summary_of(config: TrainConfig) -> dict[str, Any]:
 def disturb(job: Job, config: TrainConfig, trainers: RayNodes, rewards: RayNodes) -> None:
     """In mid-run kill a node that scores and one that trains, then add one that can train."""
     wait_until(job, lambda: updates(config) >= 3)
-    scoring = [name for name in ("rewards-1", "rewards-2") if rewards.pids(name, "ServeReplica:rewards:jpeg")]
+    # Behind the application's name, which is the run's own or not.
+    scoring = [name for name in ("rewards-1", "rewards-2") if rewards.pids(name, ":jpeg")]
     rewards.kill(scoring[0])
     trainers.kill("trainer-2")
     trainers.add("trainer-3", trainer=1)

@@ -24,7 +24,7 @@ from ray.exceptions import RayTaskError
 from reward_services import AsyncRewardClient, RewardError, Rewards, Score
 from reward_services.config import ServicesConfig
 from reward_services.config_file import load_config as load_services
-from reward_services.deployments import connect, deploy, start_ray
+from reward_services.deployments import connect, deploy, deployed_for_run, start_ray
 from reward_services.instruments import Instruments
 from trainer.config import TrainConfig
 from trainer.coordinator import Pace
@@ -94,7 +94,8 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
     Without rewards it is a cluster alone.
 
     Args:
-        config: which rewards: `rewards.services` are deployed, `rewards.url` are reached over HTTP.
+        config: which rewards: `rewards.services` are served until the end, unless the same are there already;
+            `rewards.url` are reached over HTTP.
         address: a running cluster; None takes the one in RAY_ADDRESS, which `ray job submit` sets for the
             command it runs, or else starts one on this machine.
         trains: whether ranks are to be started there, too.
@@ -104,7 +105,7 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
         RunFailed: the cluster cannot be reached, or has no room for the run.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    services = _services(config, alone=address is None)
+    services = _services(config)
     if address is not None:
         check_reachable(address)
     check_served(config.rewards)
@@ -118,23 +119,38 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
             grows=address is not None,
         ):
             sys.stderr.write(f"{note}\n")
-        if services is not None:
-            deploy(services, timeout_s=config.rewards.ready_timeout_s)
         devices = Devices(services.gpus, services.cpus) if services else None
-        yield scoring_of(config, devices)
+        with _served(config, services, alone=address is None):
+            yield scoring_of(config, devices)
     finally:
         ray.shutdown()
 
 
-def _services(config: TrainConfig, *, alone: bool) -> ServicesConfig | None:
-    """The rewards to deploy, checked; None when they run elsewhere."""
+def _services(config: TrainConfig) -> ServicesConfig | None:
+    """The rewards to serve, checked; None when they run elsewhere."""
     path = config.rewards.services
     if path is None:
         return None
     services = load_services(path)
     check_names(config.rewards, path, services.rewards)
-    # On a cluster of its own nobody else calls them: no port, so that runs side by side do not meet there.
-    return services.model_copy(update={"http": None}) if alone else services
+    return services
+
+
+@contextlib.contextmanager
+def _served(config: TrainConfig, services: ServicesConfig | None, *, alone: bool) -> Iterator[None]:
+    """Rewards that are ready; on a cluster of the run's own they end with it, elsewhere with the context."""
+    timeout_s = config.rewards.ready_timeout_s
+    if services is None:
+        yield
+    elif alone:
+        # Nobody else calls them: no port, so that runs side by side do not meet there.
+        deploy(services.model_copy(update={"http": None}), timeout_s=timeout_s)
+        yield
+    else:
+        with deployed_for_run(services, timeout_s=timeout_s) as own:
+            if not own:
+                sys.stderr.write("The rewards are those that are served on the cluster already.\n")
+            yield
 
 
 def _connect(address: str | None) -> None:

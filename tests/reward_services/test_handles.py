@@ -15,8 +15,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from reward_services import Overloaded, ReplicaFailed, ReplicaLost, RewardError, RewardNotReady, ScoringFailed
 from reward_services.config import ServicesConfig
-from reward_services.deployments import connect, deploy
-from reward_services.handles import APPLICATION, ServeRewards, _reward_error
+from reward_services.deployments import connect, deployed_for_run
+from reward_services.handles import ServeRewards, _reward_error
+from reward_services.ownership import own_application
 from reward_services.scorers.jpeg import JpegScorer
 
 Draw = Callable[..., list[Any]]
@@ -34,14 +35,16 @@ def rewards() -> Iterator[ServeRewards]:
     )
     one = {"scorer": "jpeg", "num_cpus": 0.1}
     served = {"awake": one, "sleepy": one | {"autoscaling": SLEEPY}}
-    deploy(ServicesConfig.model_validate({"rewards": served, "http": None}))
-    yield connect()
+    with deployed_for_run(ServicesConfig.model_validate({"rewards": served})) as own:
+        assert own
+        yield connect()
+    assert serve.status().applications == {}
     serve.shutdown()
     ray.shutdown()
 
 
 def replicas(name: str) -> int:
-    return sum(serve.status().applications[APPLICATION].deployments[name].replica_states.values())
+    return sum(serve.status().applications[own_application()].deployments[name].replica_states.values())
 
 
 def until_asleep() -> None:
@@ -94,5 +97,5 @@ def test_what_ray_raises_is_typed(raised: Exception, error: type[RewardError]) -
 
 
 def test_a_deployment_that_is_gone_is_not_ready() -> None:
-    gone = DeploymentUnavailableError(DeploymentID(name="mine", app_name=APPLICATION))
+    gone = DeploymentUnavailableError(DeploymentID(name="mine", app_name="rewards"))
     assert isinstance(_reward_error("mine", gone), RewardNotReady)

@@ -15,7 +15,8 @@ class RewardsConfig(Section):
     """
 
     services: Path | None = None
-    """Reward services to start in the run's own cluster (a rewards.yaml); excludes url."""
+    """Reward services (a rewards.yaml) that the run starts in its cluster, unless the same are served there
+    already, and ends; excludes url."""
     url: str | None = None
     """Address of reward services that run elsewhere, such as http://rewards:8000; excludes services."""
     weights: dict[str, float] = Field(default_factory=dict)
