@@ -1,4 +1,4 @@
-"""The command's side of a run: checks before anything starts, the progress bar, Ctrl-C, the report."""
+"""The command's side of a run: checks before anything starts, Ctrl-C, the report."""
 
 import fcntl
 import functools
@@ -22,9 +22,9 @@ from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
 from trainer.features import check_features
 from trainer.given import open_stream
-from trainer.metrics import FILE_NAME, ProgressBar, read_metrics
 from trainer.optimizer import check_moments
 from trainer.policy import Policy, check_model
+from trainer.progress import following
 from trainer.ranks import Ranks
 from trainer.report import write_report
 from trainer.run_folder import RunFolder
@@ -188,7 +188,7 @@ def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> N
             failures.append(error)
 
     thread = threading.Thread(target=guarded, daemon=True)
-    with _stopping(folder), _progress(config, folder) as show:
+    with _stopping(folder), following(folder, config.updates) as show:
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_S)
@@ -226,40 +226,6 @@ def _stopping(folder: RunFolder) -> Iterator[None]:
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)
-
-
-@contextmanager
-def _progress(config: TrainConfig, folder: RunFolder) -> Iterator[Callable[[], None]]:
-    """A bar that follows metrics.jsonl, back too when ranks that died go on from a checkpoint.
-
-    Above it stand new warnings of ranks, each once whoever else met the same.
-    """
-    earlier, told = len(folder.warnings), set[str]()
-    path = config.run_folder / FILE_NAME
-    bar = ProgressBar(config.updates, resumed_update=_last(path).get("update", 0))
-
-    def show() -> None:
-        for warning in folder.warnings[earlier:]:
-            if warning not in told:
-                told.add(warning)
-                bar.say(f"Warning: {warning}")
-        last = _last(path)
-        if last:
-            # What was not finite is null in the file: an update whose prompts were all dropped has no reward.
-            known = {name: value for name, value in last.items() if value is not None}
-            bar.show(last["update"], known)
-
-    try:
-        yield show
-    finally:
-        show()
-        bar.close()
-
-
-def _last(path: Path) -> dict[str, Any]:
-    """The newest line of metrics.jsonl; empty before there is one."""
-    lines = read_metrics(path)
-    return lines[-1] if lines else {}
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -1,14 +1,11 @@
-"""Named scalars of each update: metrics.jsonl, trackers, and the progress bar a person watches."""
+"""Named scalars of each update: metrics.jsonl and trackers."""
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
-
-from tqdm import tqdm
 
 from trainer.trackers import Trackers
 
@@ -68,47 +65,6 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class ProgressBar:
-    """Updates done, time left, reward, last verified accuracy, time lost to scoring, speed and memory."""
-
-    def __init__(self, updates: int, *, resumed_update: int = 0, stream: TextIO | None = None) -> None:
-        stream = stream or sys.stderr
-        # A log file is no terminal: there a line every ten seconds is enough.
-        interval_s = 0.1 if stream.isatty() else 10.0
-        self._bar = tqdm(
-            total=updates, initial=resumed_update, file=stream, unit="update", mininterval=interval_s
-        )
-        self._shown: dict[str, str] = {}
-
-    def show(self, update: int, scalars: Mapping[str, float]) -> None:
-        """Move to `update`; what is there of reward, accuracy, stall, speed and peak memory, is shown."""
-        if "reward" in scalars:
-            self._shown["reward"] = f"{scalars['reward']:.3f}"
-        if "accuracy" in scalars:
-            self._shown["verified"] = f"{scalars['accuracy']:.1%}"
-        if "stall_fraction" in scalars:
-            self._shown["stall"] = f"{scalars['stall_fraction']:.0%}"
-        if "images_per_second" in scalars:
-            self._shown["img/s"] = f"{scalars['images_per_second']:.3g}"
-        peaks = [value for name, value in scalars.items() if name.endswith("_peak_bytes")]
-        if peaks:
-            self._shown["peak"] = f"{max(peaks) / 2**30:.3g}G"
-        if update < self._bar.n:  # ranks that died go on from a checkpoint
-            self._bar.initial = 0
-            self._bar.reset()
-            self._bar.initial = self._bar.n = update
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update(update - self._bar.n)
-
-    def say(self, line: str) -> None:
-        """Write a line above the bar."""
-        self._bar.write(line, file=self._bar.fp)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
 
 
 def _forget_after(path: Path, update: int) -> None:

@@ -39,7 +39,7 @@ class RunFolder:
         self.config_path = path / "config.yaml"
         self._stop, self._failure = path / "stop", path / "failure"
         self._summary, self._revisions = path / "summary.json", path / "revisions.json"
-        self._warnings = path / "warnings.log"
+        self.warnings_path = path / "warnings.log"
 
     @property
     def stop_requested(self) -> bool:
@@ -56,7 +56,7 @@ class RunFolder:
             word.unlink(missing_ok=True)
         if not self.has_updates:
             self._revisions.unlink(missing_ok=True)
-            self._warnings.unlink(missing_ok=True)
+            self.warnings_path.unlink(missing_ok=True)
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def give_up(self, reason: str) -> None:
@@ -71,7 +71,7 @@ class RunFolder:
     @contextmanager
     def keeping_warnings(self, rank: int) -> Iterator[None]:
         """Within this block warnings of the trainer and the rewards' client are kept, with time and rank."""
-        kept = logging.FileHandler(self._warnings, encoding="utf-8", delay=True)
+        kept = logging.FileHandler(self.warnings_path, encoding="utf-8", delay=True)
         kept.setLevel(logging.WARNING)
         kept.setFormatter(_OneLine(f"%(asctime)s {_BY}{rank}: %(message)s"))
         loggers = [logging.getLogger(name) for name in ("trainer", "reward_services")]
@@ -87,10 +87,10 @@ class RunFolder:
     @property
     def warnings(self) -> list[str]:
         """What ranks warned of, in order; what several met is there as often."""
-        if not self._warnings.exists():
+        if not self.warnings_path.exists():
             return []
-        lines = self._warnings.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be under way
-        return [line.partition(_BY)[2].partition(": ")[2] for line in lines]
+        lines = self.warnings_path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be under way
+        return list(map(warning_of, lines))
 
     def pin(self, revisions: Mapping[str, str]) -> Mapping[str, str]:
         """Keep the revisions of the rewards that the run begins with; returns those that it began with."""
@@ -209,6 +209,11 @@ class RunFolder:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
         partial.replace(path)
+
+
+def warning_of(line: str) -> str:
+    """What a line of warnings.log warns of, without who met it and when."""
+    return line.partition(_BY)[2].partition(": ")[2]
 
 
 class _OneLine(logging.Formatter):

@@ -1,7 +1,5 @@
-"""Before a run: mistakes are found and nothing is written. While it runs: progress, Ctrl-C, why it ended."""
+"""Before a run: mistakes are found and nothing is written. While it runs: Ctrl-C, and why it ended."""
 
-import json
-import logging
 import os
 import shutil
 import signal
@@ -216,56 +214,6 @@ def test_why_a_run_ended_is_told(config: TrainConfig) -> None:
 
     with pytest.raises(RunFailed, match="4 times"):
         watch(config, folder, crash)
-
-
-def test_the_bar_follows_the_metrics(config: TrainConfig, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also back, when ranks died and go on from a checkpoint, and over an update without a reward."""
-    folder = check(config)
-    begin(config, folder)
-    path = folder.path / "metrics.jsonl"
-
-    def write(*updates: int) -> None:
-        lines = ({"update": update, "reward": None if update == 1 else -0.5} for update in updates)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-    def work() -> None:
-        time.sleep(0.7)
-        write(1)
-        time.sleep(0.7)
-        write(1, 2)
-
-    write(1, 2, 3)
-    watch(config, folder, work)
-    shown = capfd.readouterr().err
-    assert "3/3" in shown
-    last = shown.split("\r")[-1]
-    assert "2/3" in last
-    assert "reward=-0.500" in last
-    assert "-1" not in last
-    assert ", -" not in last.replace("reward=-", "")
-
-
-def test_what_ranks_warn_of_stands_above_the_bar(
-    config: TrainConfig, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Each once whatever number of ranks meets it; what an earlier command told is not told again."""
-    folder = check(config)
-    begin(config, folder)
-    log = logging.getLogger("trainer.checkpoint")
-
-    def warn(message: str) -> None:
-        for rank in (0, 1):
-            with folder.keeping_warnings(rank):
-                log.warning("%s", message)
-
-    warn("told before")
-    watch(config, folder, lambda: warn("a checkpoint is damaged: rank 0 wrote it"))
-    told = capfd.readouterr().err
-    assert "Warning: a checkpoint is damaged: rank 0 wrote it\n" in told
-    assert told.count("Warning") == 1
-    assert len(folder.warnings) == 4
-    folder.reopen()
-    assert folder.warnings == [], "the run begins anew"
 
 
 def test_a_finished_run_is_reported(config: TrainConfig) -> None:
