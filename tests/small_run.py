@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 from torch.multiprocessing.spawn import spawn
 
-from reward_services import Score
+from reward_services import Score, ServerUnreachable
 from reward_services.scorers import SCORERS
 from tests.ports import free_port
 from trainer.checkpoint import latest_checkpoint
@@ -81,6 +81,25 @@ class StoppingAt(ScoringHere):
         if self._left == 0:
             self._folder.request_stop()
         return super().submit(*arguments)
+
+
+class Losing(ScoringHere):
+    """Loses its connection at the n-th request."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__()
+        self._left = request
+
+    def submit(self, *arguments: Any) -> Any:
+        self._left -= 1
+        pending = super().submit(*arguments)
+
+        def wait(left: int = self._left) -> Any:
+            if left <= 0:
+                raise ServerUnreachable("nobody listens there; start the rewards")
+            return pending()
+
+        return wait
 
 
 def settings(folder: Path, pipeline: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from trainer.data.prompts import evenly, read_prompts
 from trainer.evaluation import CORRECT_FROM, EvaluationResult, diversity
 from trainer.features import ImageFeatures
 from trainer.policy import Policy
-from trainer.ranks import Ranks
+from trainer.ranks import Ranks, ScoresMissing
 from trainer.records import Prompt
 from trainer.scoring import Scoring, TooManyFailures
 from trainer.statistics import image_statistics
@@ -55,7 +55,8 @@ class HeldOut:
         """Draw and judge every held-out picture, each rank its share. All ranks call it.
 
         Raises:
-            Halted: a reward or the judge gave no score at all, or the model drew what is no picture.
+            ScoresMissing: a reward or the judge gave no score at all, or not as it was.
+            Halted: the model drew what is no picture.
         """
         sampling, pictures, pending = self._config.sampling, [], []
         with policy.sampling(), self._ranks.together(Diverged):
@@ -65,7 +66,7 @@ class HeldOut:
                 pictures.append(draw(policy, prompts, seeds, sampling))
                 texts = [prompt.text for prompt in prompts]
                 pending.append(self._scoring.submit(pictures[-1], texts, self._rewards))
-        with self._ranks.together(RewardError):
+        with self._ranks.together(RewardError, halt=ScoresMissing):
             answers = [wait() for wait in pending]
         gathered = self._ranks.gather((pictures, answers))
         answers = [answer for _, of_rank in gathered for answer in of_rank]
@@ -81,7 +82,7 @@ class HeldOut:
 
     def _check_scored(self, scores: Mapping[str, Sequence[Score]]) -> None:
         """Every rank has all scores and comes to the same end."""
-        with self._ranks.together(TooManyFailures):
+        with self._ranks.together(TooManyFailures, halt=ScoresMissing):
             for name, of_reward in scores.items():
                 if not any(score.ok for score in of_reward):
                     error = of_reward[0].error

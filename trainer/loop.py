@@ -25,7 +25,7 @@ from trainer.evaluation import EvaluationResult
 from trainer.given import Given, GivenStream, lesson_of
 from trainer.growing import Growing
 from trainer.metrics import MetricsLog
-from trainer.ranks import Halted, Ranks
+from trainer.ranks import Halted, Ranks, ScoresMissing
 from trainer.replay import Lesson
 from trainer.reward_hacking import watch
 from trainer.run import Run, start
@@ -57,7 +57,8 @@ def train(run: Run) -> bool:
     """Make updates until the last one or until somebody asks to stop; returns whether the run is finished.
 
     Raises:
-        Halted: too many scores failed, or a reward is gamed; the updates so far are in a checkpoint.
+        Halted: scores are missing, or a reward is gamed: the updates so far are in a checkpoint. Or the model
+            diverged: the checkpoints stay as they are.
     """
     config, ranks = run.config, run.ranks
     run.trackers = Trackers(config, run.update) if ranks.is_main else None
@@ -66,6 +67,8 @@ def train(run: Run) -> bool:
         if run.update == 0:
             run.evaluate("before")
         progress = run.progress()
+        if run.due and progress < 1:
+            evaluate_due(run, run.due)
         while progress < 1 and not ranks.agree(run.folder.stop_requested):
             advance(run, log, progress)
             before, progress = progress, run.progress()
@@ -89,9 +92,26 @@ def evaluate_along(run: Run, before: float, now: float) -> None:
     if now >= 1:
         return
     if options.every_updates and run.update % options.every_updates == 0:
-        heed(run, run.evaluate(f"update-{run.update:06d}"))
+        evaluate_due(run, f"update-{run.update:06d}")
     elif int(before * stretches) < point:
-        heed(run, run.evaluate(f"along-{point:02d}"))
+        evaluate_due(run, f"along-{point:02d}")
+
+
+def evaluate_due(run: Run, name: str) -> None:
+    """Evaluate on the way, and heed what is found. All ranks call it.
+
+    Raises:
+        Halted: scores are missing: the updates so far are in a checkpoint, by which the evaluation is still
+            due. Or as `heed` says, or the model draws what is no picture.
+    """
+    run.due = name
+    try:
+        result = run.evaluate(name)
+    except ScoresMissing:
+        run.checkpoint()
+        raise
+    run.due = None
+    heed(run, result)
 
 
 def heed(run: Run, result: EvaluationResult | None) -> None:

@@ -16,6 +16,10 @@ class Halted(RuntimeError):  # noqa: N818  a decision of all ranks more than an 
     """The run cannot go on and every rank knows it; one line that says why and what to do."""
 
 
+class ScoresMissing(Halted):
+    """The same for want of scores: what the run has learned is sound."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process among the ranks of a run; torch's default process group connects them."""
@@ -70,13 +74,13 @@ class Ranks:
         return next((given for given in self.gather(reason) if given is not None), None)
 
     @contextlib.contextmanager
-    def together(self, *errors: type[Exception]) -> Iterator[None]:
+    def together(self, *errors: type[Exception], halt: type[Halted] = Halted) -> Iterator[None]:
         """Errors of these kinds in this block, on whichever rank, end the run on all ranks.
 
         Without it the others would wait for ever for the one that failed. Ranks must not meet within.
 
         Raises:
-            Halted: on every rank, with the message of the first rank that failed.
+            `halt`: on every rank, with the message of the first rank that failed.
         """
         reason = None
         try:
@@ -84,7 +88,7 @@ class Ranks:
         except errors as error:
             reason = " ".join(str(error).split()) or type(error).__name__
         if reason := self.any(reason):
-            raise Halted(reason)
+            raise halt(reason)
 
     def gather(self, value: Value) -> list[Value]:
         """Every rank's value, in the order of ranks, on every rank."""

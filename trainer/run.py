@@ -51,6 +51,10 @@ class Run:
     """Of this rank, since its newest update was accounted for."""
     earlier: Costs = field(default_factory=Costs)
     """Of all ranks, up to there."""
+    carried: Costs = field(default_factory=Costs)
+    """Of all ranks, since that update and before the checkpoint that the run goes on from."""
+    due: str | None = None
+    """An evaluation on the way that the newest update is still to have, by its name."""
     left_out: frozenset[int] = frozenset()
     """Rows of the data that were left out, whichever rank met them, up to the newest update."""
     calls_counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
@@ -66,6 +70,9 @@ class Run:
         """Judge held-out pictures drawn with the averaged weights, and keep them in the run folder.
 
         All ranks call it, and all have the result; None without held-out prompts.
+
+        Raises:
+            Halted: as `HeldOut.evaluate` says.
         """
         if self.held_out is None:
             return None
@@ -106,11 +113,15 @@ class Run:
 
     def checkpoint(self) -> None:
         """Keep everything that the unbroken run would go on with. All ranks call it."""
-        costs, tensors = self.spent(), {"learner": self.learner.state_dict()}
+        if self.ranks.is_main:
+            self._count_calls()
+        tensors = {"learner": self.learner.state_dict()}
         state = {
             "stream": self.stream.state_dict(),
-            "costs": asdict(costs),
+            "costs": asdict(self.earlier),
+            "carried": asdict(self._unaccounted()),
             "accuracy": self.accuracy,
+            "due": self.due,
             "left_out": sorted(self.left_out),
         }
         saved = Checkpoint(self.update, tensors, state)
@@ -133,8 +144,8 @@ class Run:
         if self.ranks.is_main:
             self._count_calls()
         gathered = self.ranks.gather((_totals(lessons), self.costs, self.stream.left_out))
-        spent = Costs.of_ranks([of_rank for _, of_rank, _ in gathered])
-        self.earlier, self.costs = self.earlier + spent, Costs()
+        spent = self.carried + Costs.of_ranks([of_rank for _, of_rank, _ in gathered])
+        self.earlier, self.carried, self.costs = self.earlier + spent, Costs(), Costs()
         self.left_out = self.left_out.union(*(met for _, _, met in gathered))
         return {
             **_means([totals for totals, _, _ in gathered]),
@@ -150,10 +161,15 @@ class Run:
         self.update = saved.update
         self.accuracy = saved.state["accuracy"]
         self.earlier = Costs(**saved.state["costs"])
+        self.carried = Costs(**saved.state.get("carried", {}))
+        self.due = saved.state.get("due")
         self.left_out = frozenset(saved.state.get("left_out", ()))
 
     def _spent_so_far(self) -> Costs:
-        return self.earlier + Costs.of_ranks(self.ranks.gather(self.costs))
+        return self.earlier + self._unaccounted()
+
+    def _unaccounted(self) -> Costs:
+        return self.carried + Costs.of_ranks(self.ranks.gather(self.costs))
 
     def _count_calls(self) -> None:
         stats = self.scoring.stats()

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from reward_services import RewardError, ServerUnreachable
+from reward_services import RewardError
 from tests.small_run import (
     CPU,
+    Losing,
     ScoringHere,
     StoppingAt,
     configured,
@@ -22,6 +23,7 @@ from tests.small_run import (
     started,
     weights_of,
 )
+from trainer.checkpoint import latest_checkpoint
 from trainer.config import TrainConfig
 from trainer.loop import advance, run, sample
 from trainer.metrics import MetricsLog, read_metrics
@@ -36,25 +38,6 @@ def folder(pipelines: dict[str, Path]) -> Path:
 
 def go(config: TrainConfig, scoring: Any = None, ranks: Ranks | None = None) -> bool:
     return run(config, scoring=scoring or ScoringHere(), ranks=ranks or Ranks(), device=CPU)
-
-
-class Losing(ScoringHere):
-    """Loses its connection at the n-th request."""
-
-    def __init__(self, request: int) -> None:
-        super().__init__()
-        self._left = request
-
-    def submit(self, *arguments: Any) -> Any:
-        self._left -= 1
-        pending = super().submit(*arguments)
-
-        def wait(left: int = self._left) -> Any:
-            if left <= 0:
-                raise ServerUnreachable("nobody listens there; start the rewards")
-            return pending()
-
-        return wait
 
 
 def finish_and_compare(
@@ -111,6 +94,28 @@ def test_a_run_that_lost_its_rewards_goes_on(folder: Path, tmp_path: Path) -> No
     assert not go(lost, Losing(6))
     assert len(picked(lost)) == 1
     finish_and_compare(lost, unbroken, folder)
+
+
+def test_an_evaluation_on_the_way_that_lost_its_judge_keeps_the_updates(folder: Path, tmp_path: Path) -> None:
+    """Three requests of the evaluation before, two of each update, then the evaluation's: it comes again."""
+    options = ("evaluation.every_updates=2", "updates=4")
+    unbroken = configured(tmp_path / "unbroken", folder, *options)
+    assert go(unbroken)
+    lost = configured(tmp_path / "lost", folder, *options)
+    evaluation = lost.run_folder / "evaluations" / "update-000002.json"
+    for request in (9, 1):
+        assert not go(lost, Losing(request))
+        assert kept(lost) == (len(picked(lost)), evaluation.stem) == (2, "update-000002")
+        assert not evaluation.exists()
+    finish_and_compare(lost, unbroken, folder)
+    assert evaluation.exists()
+
+
+def kept(config: TrainConfig) -> tuple[int, str]:
+    """Updates in the newest checkpoint, and the evaluation that is due there."""
+    newest = latest_checkpoint(config.run_folder)
+    assert newest is not None
+    return newest.update, newest.state["due"]
 
 
 def test_a_crash_costs_the_updates_since_the_checkpoint(folder: Path, tmp_path: Path) -> None:
@@ -199,6 +204,10 @@ def test_a_run_that_diverges_ends_and_is_not_called_a_gain(folder: Path, tmp_pat
     assert "latents that are no numbers" in str(RunFolder(config.run_folder).failure)
     assert not RunFolder(config.run_folder).is_finished
     assert all(weight.isfinite().all() for weight in weights_of(config))
+    evaluated = configured(tmp_path / "evaluated", folder, *options[::2], "evaluation.every_updates=1")
+    assert not go(evaluated)
+    assert len(picked(evaluated)) == 1
+    assert latest_checkpoint(evaluated.run_folder) is None
     last = configured(tmp_path / "last", folder, *options, "updates=1")
     assert not go(last)
     assert "latents that are no numbers" in str(RunFolder(last.run_folder).failure)
@@ -211,12 +220,13 @@ def test_a_mistake_found_in_a_rank_is_left_in_the_folder(folder: Path, tmp_path:
 
 
 def pair(ranks: Ranks, folder: Path, configs: dict[str, TrainConfig]) -> None:
-    """On two ranks: an update whose prompts rank 1 loses, an end that rank 1 alone causes, half a run."""
+    """On two ranks: an update whose prompts rank 1 loses, ends that rank 1 alone causes, half a run."""
     dropped = started(configs["dropped"], ranks)
     dropped.scoring = ScoringHere() if ranks.is_main else Unscored()
     with MetricsLog(dropped.folder.path, rank=ranks.rank) as log:
         advance(dropped, log)
     assert not go(configs["lost"], ScoringHere() if ranks.is_main else Losing(3), ranks)
+    assert not go(configs["unjudged"], ScoringHere() if ranks.is_main else Losing(4), ranks)
     assert not go(configs["two"], StoppingAt(configs["two"].run_folder, 4) if ranks.is_main else None, ranks)
 
 
@@ -234,6 +244,7 @@ def test_two_ranks_stay_together_and_one_goes_on(folder: Path, tmp_path: Path) -
             tmp_path / "dropped", folder, "rewards.failure_budget=1", "optimizer.steps_per_update=1"
         ),
         "lost": configured(tmp_path / "lost", folder),
+        "unjudged": configured(tmp_path / "unjudged", folder, "evaluation.every_updates=1"),
         "two": configured(tmp_path / "two", folder),
         "one": configured(tmp_path / "one", folder),
     }
@@ -242,6 +253,7 @@ def test_two_ranks_stay_together_and_one_goes_on(folder: Path, tmp_path: Path) -
     assert line["prompts_dropped"] == 0.5
     assert line["loss"] == pytest.approx(math.log(2), rel=1e-4)
     assert RunFolder(configs["lost"].run_folder).failure == "nobody listens there; start the rewards"
+    assert kept(configs["unjudged"]) == (1, "update-000001")
     assert go(configs["one"])
     assert 0 < len(picked(configs["two"])) < 3
     # Two ranks sum in another order than one.

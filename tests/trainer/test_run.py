@@ -76,6 +76,19 @@ def test_an_update_says_what_it_cost_with_the_evaluation_before_it(run: Run) -> 
         assert first[name] + second[name] == getattr(run.spent(), name)
 
 
+def test_an_evaluation_before_a_checkpoint_is_in_the_next_line(run: Run) -> None:
+    run.account(sample(run))
+    before = run.spent()
+    run.evaluate("update-000001")
+    run.checkpoint()
+    again = started(run.config)
+    line = again.account(sample(again))
+    assert line["evaluation_s"] == run.costs.evaluation_s > 0
+    assert (line["reward_calls"], line["images_scored"]) == (8, 12)
+    assert again.spent().since(before).reward_calls == 8
+    assert again.account(sample(again))["reward_calls"] == 2
+
+
 def account_on_two(ranks: Ranks, config: TrainConfig) -> None:
     run = started(config, ranks)
     lessons = sample(run)
