@@ -145,7 +145,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         ):
             compete(
                 comparison,
-                lambda config: rank_group.run_ranks(config, cluster.scoring_of(config)),
+                lambda config: rank_group.run_ranks(config, cluster.scoring_of(config, scoring.devices)),
                 scoring,
                 done,
             )
