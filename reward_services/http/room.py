@@ -43,7 +43,7 @@ class Room:
         finally:
             if entered.done() and not entered.cancelled():
                 self.release(place.amount)
-            else:
+            elif (amount, entered) in self._waiting:
                 self._waiting.remove((amount, entered))
                 self._admit()
 
@@ -53,7 +53,12 @@ class Room:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            amount, entered = self._waiting.popleft()
-            self._free -= amount
-            entered.set_result(None)
+        """Let in by turn; one who has just given up, and has not come to leave the line, is passed over."""
+        while self._waiting:
+            amount, entered = self._waiting[0]
+            if not entered.cancelled():
+                if amount > self._free:
+                    return
+                self._free -= amount
+                entered.set_result(None)
+            self._waiting.popleft()

@@ -89,6 +89,43 @@ def test_who_gives_up_waiting_holds_nothing_and_lets_others_by() -> None:
     run(play())
 
 
+def test_room_left_to_one_who_has_just_given_up_goes_to_the_next() -> None:
+    """Deadlines of callers who came together pass together: who holds leaves just after who waits gave up."""
+
+    async def play() -> None:
+        room = Room(10)
+        first, second, third = Holder(room, 10), Holder(room, 10), Holder(room, 10)
+        await settle()
+        second.task.cancel()  # it has not run yet: its place in line is still there
+        first.places[0].shrink(0)
+        await settle()
+        assert second.task.cancelled()
+        assert not second.places
+        assert third.places
+        await first.leave()
+        await third.leave()
+        async with room.held(10):
+            pass
+
+    run(play())
+
+
+def test_a_line_of_callers_with_one_deadline_loses_nothing() -> None:
+    async def hold(room: Room, ends: float) -> None:
+        async with asyncio.timeout_at(ends), room.held(10):
+            await asyncio.sleep(9)
+
+    async def play() -> None:
+        room = Room(10)
+        ends = asyncio.get_running_loop().time() + 0.05
+        outcomes = await asyncio.gather(*(hold(room, ends) for _ in range(5)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [TimeoutError] * 5
+        async with room.held(10):
+            pass
+
+    run(play())
+
+
 def test_more_than_there_is_is_held_alone() -> None:
     async def play() -> None:
         room = Room(10)
