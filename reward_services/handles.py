@@ -23,6 +23,7 @@ from reward_services.errors import (
     ReplicaLost,
     RewardError,
     RewardNotReady,
+    RewardUnavailable,
 )
 from reward_services.images import packed
 from reward_services.rewards import check_batch, check_known
@@ -70,7 +71,7 @@ class ServeRewards:
         """As `Rewards.score`: the images are put into the object store once, for all rewards."""
         check_batch(images, prompts)
         check_known(rewards, self._handles)
-        reference = ray.put(packed(images))
+        reference = _put(images)
         scores = await asyncio.gather(
             *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
         )
@@ -100,6 +101,16 @@ class ServeRewards:
         except RewardError as error:
             return [Score.failed(error)] * len(prompts)
         return scores
+
+
+def _put(images: Sequence[NDArray[np.uint8]]) -> Any:
+    """The images in the object store; while it and the disk behind it are full, that may pass."""
+    try:
+        return ray.put(packed(images))
+    except RayError as error:
+        raise RewardUnavailable(
+            f"Ray's object store does not take the images: {first_line(str(error))}; make room there"
+        ) from error
 
 
 def _asleep(names: Collection[str]) -> set[str]:

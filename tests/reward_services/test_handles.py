@@ -1,4 +1,4 @@
-"""RAY. A reward that scales to zero and back; what Ray raises becomes a typed error."""
+"""RAY. A full disk; a reward that scales to zero and back; what Ray raises becomes a typed error."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray import serve
@@ -13,10 +14,19 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from reward_services import Overloaded, ReplicaFailed, ReplicaLost, RewardError, RewardNotReady, ScoringFailed
+from reward_services import (
+    Overloaded,
+    ReplicaFailed,
+    ReplicaLost,
+    RewardError,
+    RewardNotReady,
+    RewardUnavailable,
+    ScoringFailed,
+)
 from reward_services.config import ServicesConfig
 from reward_services.deployments import connect, deployed_for_run
 from reward_services.handles import ServeRewards, _reward_error
+from reward_services.merging import MergedRewards
 from reward_services.ownership import own_application
 from reward_services.scorers.jpeg import JpegScorer
 
@@ -26,6 +36,43 @@ Draw = Callable[..., list[Any]]
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::FutureWarning")
 
 SLEEPY = {"min_replicas": 0, "look_back_period_s": 11, "upscale_delay_s": 0, "downscale_delay_s": 1}
+
+
+@pytest.fixture
+def crowded() -> Iterator[ServeRewards]:
+    """Rewards by an object store of 80 MB that may not spill: for Ray the disk is full at a thousandth."""
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80_000_000,
+        log_to_driver=False,
+        _system_config={"local_fs_capacity_threshold": 0.001, "local_fs_monitor_interval_ms": 10},
+    )
+    served = {"jpeg": {"scorer": "jpeg", "num_cpus": 0.1}}
+    deploy(ServicesConfig.model_validate({"rewards": served, "http": None}))
+    yield connect()
+    serve.shutdown()
+    ray.shutdown()
+
+
+def test_a_full_disk_is_told_at_once_and_passes(crowded: ServeRewards, draw: Draw) -> None:
+    """What Ray raises for want of room is a failure that may pass, also to who merges calls before it."""
+
+    async def run() -> None:
+        began = time.monotonic()
+        filling: Any = ray.put(np.zeros(60_000_000, np.uint8))
+        for rewards in (crowded, MergedRewards(crowded, calls_at_once=2)):
+            with pytest.raises(RewardUnavailable, match="object store"):
+                await rewards.score(pictures, prompts, rewards=["jpeg"], deadline_s=60)
+        assert time.monotonic() - began < 30
+        del filling
+        scores = await crowded.score(pictures, prompts, rewards=["jpeg"], deadline_s=60)
+        assert scores["jpeg"] == JpegScorer().score(pictures, prompts)
+
+    pictures = draw(10, size=1024)
+    prompts = [""] * len(pictures)
+    asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
