@@ -2,18 +2,21 @@
 
 import asyncio
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from reward_services import ReplicaFailed
+from reward_services import ReplicaFailed, Score
 from reward_services.observed import Metric, Observed
 from reward_services.pipeline import Call, Pipeline
 from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
+from reward_services.scorers.scorer import Pixels, Scorer, finite_score
 
 Draw = Callable[..., list[Any]]
 
@@ -55,12 +58,91 @@ def test_a_call_is_split_in_order(draw: Draw) -> None:
 
 
 def test_a_changed_model_is_not_healthy(tiny_clip: Any) -> None:
-    scorer = ClipScorer(str(tiny_clip))
-    pipeline = Pipeline(scorer)
-    asyncio.run(pipeline.check())
-    scorer.images.projection.weight.mul_(-1)
-    with pytest.raises(ReplicaFailed, match="at the start it scored"):
-        asyncio.run(pipeline.check())
+    async def run() -> None:
+        scorer = ClipScorer(str(tiny_clip))
+        pipeline = Pipeline(scorer)
+        await pipeline.check()
+        scorer.images.projection.weight.mul_(-1)
+        with pytest.raises(ReplicaFailed, match="at the start it scored"):
+            await pipeline.check()
+
+    asyncio.run(run())
+
+
+class Busy(Scorer[NDArray[np.uint8], float]):
+    """`sign` times the mean pixel; each batch, but not the golden sample, waits until it is let."""
+
+    revision = "1"
+
+    def __init__(self) -> None:
+        self.let = threading.Semaphore(0)
+        self.sign = 1.0
+
+    def prepare(self, image: Pixels, prompt: str) -> NDArray[np.uint8]:
+        return np.asarray(image)
+
+    def run(self, items: Sequence[NDArray[np.uint8]]) -> list[float]:
+        if len(items) > 1:
+            self.let.acquire(timeout=9)
+        return [self.sign * float(item.mean()) for item in items]
+
+    def finish(self, raw: float) -> Score:
+        return finite_score(raw)
+
+
+def test_a_slow_replica_is_well_as_long_as_it_answers(draw: Draw) -> None:
+    """The golden sample stands behind two batches: the end of the first is enough, that of none is not."""
+
+    async def run() -> None:
+        scorer = Busy()
+        pipeline = Pipeline(scorer)
+        batches = [asyncio.create_task(pipeline.score([call(draw(2))])) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        check = asyncio.create_task(pipeline.check())
+        await asyncio.sleep(0.1)
+        assert not check.done()
+        scorer.let.release()
+        await asyncio.wait_for(check, 5)
+        assert [batch.done() for batch in batches] == [True, False]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pipeline.check(), 0.2)
+        scorer.let.release()
+        await asyncio.gather(*batches)
+        await asyncio.wait_for(pipeline.check(), 5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan])
+def test_a_busy_replica_that_answers_wrongly_is_not_well_until_it_is_right(draw: Draw, wrong: float) -> None:
+    """Serve replaces what fails three times in a row: between two golden samples no batch may excuse it."""
+
+    async def run() -> None:
+        scorer, under_load = Busy(), True
+        pipeline = Pipeline(scorer)
+
+        async def ask() -> None:
+            while under_load:
+                scorer.let.release()
+                await pipeline.score([call(draw(2))])
+
+        async def well() -> bool:
+            try:
+                await asyncio.wait_for(pipeline.check(), 5)
+            except ReplicaFailed:
+                return False
+            return True
+
+        asking = [asyncio.create_task(ask()) for _ in range(2)]
+        assert await well()
+        scorer.sign = wrong
+        assert [await well() for _ in range(6)][2:] == [False] * 4
+        scorer.sign = 1.0
+        assert [await well() for _ in range(4)][2:] == [True] * 2
+        under_load = False
+        await asyncio.gather(*asking)
+
+    asyncio.run(run())
 
 
 def test_a_model_that_cannot_score_its_golden_sample_never_serves(tiny_clip: Any) -> None:
