@@ -32,7 +32,7 @@ from reward_services.errors import (
     error_from,
 )
 from reward_services.images import Picture
-from reward_services.rewards import Rewards
+from reward_services.rewards import Rewards, told_s
 from reward_services.schema import (
     FormItem,
     FormRequest,
@@ -94,4 +94,5 @@ __all__ = [
     "ServerUnreachable",
     "TooLarge",
     "error_from",
+    "told_s",
 ]

@@ -24,7 +24,7 @@ from reward_services.exchange import (
     scoring,
 )
 from reward_services.images import Picture
-from reward_services.rewards import check_batch
+from reward_services.rewards import check_batch, told_s
 from reward_services.schema import RewardInfo, RewardList, Score
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -94,27 +94,25 @@ class AsyncRewardClient:
     ) -> None:
         await self.aclose()
 
-    async def _replies(self, ask: Ask) -> Sequence[Reply] | RewardError:
+    async def _replies(self, ask: Ask) -> Sequence[Reply | RewardError]:
         outcomes = await asyncio.gather(
             *(self._reply(call, ask.left_s) for call in ask.calls), return_exceptions=True
         )
-        try:
-            return [_raised(outcome) for outcome in outcomes]
-        except RewardError as error:
-            return error
+        return [_raised(outcome) for outcome in outcomes]
 
     async def _reply(self, call: Call, deadline_s: float) -> Reply:
         return await exchanged(exchange(deadline_s, self._retries), partial(self._sent, call))
 
     async def _sent(self, call: Call, step: Send) -> Reply | RewardError:
-        left_s = step.left_s
+        ends = time.monotonic() + step.left_s
         try:
-            async with asyncio.timeout(left_s), self._sending:
+            async with asyncio.timeout(step.left_s), self._sending:
+                body = call.body(told_s(ends - time.monotonic()))
                 response = await self._http.request(
-                    call.method, call.path, content=call.body(left_s), headers=call.headers
+                    call.method, call.path, content=body, headers=call.headers
                 )
         except TimeoutError:
-            return _late(left_s)
+            return _late(step.left_s)
         except httpx.TransportError as error:
             return _lost(error)
         return _reply(response)
@@ -202,10 +200,13 @@ class RewardClient:
     ) -> None:
         self.close()
 
-    def _replies(self, ask: Ask) -> Sequence[Reply] | RewardError:
+    def _replies(self, ask: Ask) -> Sequence[Reply | RewardError]:
         ends = time.monotonic() + ask.left_s
+        return [self._outcome(call, max(ends - time.monotonic(), 0.001)) for call in ask.calls]
+
+    def _outcome(self, call: Call, deadline_s: float) -> Reply | RewardError:
         try:
-            return [self._reply(call, max(ends - time.monotonic(), 0.001)) for call in ask.calls]
+            return self._reply(call, deadline_s)
         except RewardError as error:
             return error
 
@@ -214,9 +215,10 @@ class RewardClient:
 
     def _sent(self, call: Call, step: Send) -> Reply | RewardError:
         left_s = step.left_s
+        body = call.body(told_s(left_s))
         try:
             response = self._http.request(
-                call.method, call.path, content=call.body(left_s), headers=call.headers, timeout=left_s
+                call.method, call.path, content=body, headers=call.headers, timeout=left_s
             )
         except (httpx.ReadTimeout, httpx.WriteTimeout):
             return _late(left_s)
@@ -234,8 +236,9 @@ def _reply(response: httpx.Response) -> Reply:
     return Reply(str(response.url), response.status_code, after, response.content)
 
 
-def _raised(outcome: Reply | BaseException) -> Reply:
-    if isinstance(outcome, BaseException):
+def _raised(outcome: Reply | BaseException) -> Reply | RewardError:
+    """The outcome, unless it is a bug."""
+    if not isinstance(outcome, Reply | RewardError):
         raise outcome
     return outcome
 

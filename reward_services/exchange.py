@@ -7,11 +7,12 @@ import secrets
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from reward_services.errors import BadAnswer, RewardError, error_from
+from reward_services.errors import BadAnswer, DeadlineExceeded, RewardError, error_from
 from reward_services.images import Attachment, Picture, attach
 from reward_services.schema import (
     FormItem,
@@ -49,7 +50,7 @@ class Call:
         return {"content-type": f"multipart/form-data; boundary={self._boundary}"} if self.request else {}
 
     def body(self, left_s: float) -> bytes | None:
-        """The multipart body, with the seconds that are left as its deadline."""
+        """The multipart body, with so many seconds as its deadline."""
         if self.request is None:
             return None
         options = ScoreOptions(deadline_ms=max(1, round(1000 * left_s)))
@@ -100,16 +101,23 @@ def exchange(deadline_s: float, retries: int) -> Generator[Send | Pause, Outcome
     """
     ends = time.monotonic() + deadline_s
     for attempt in range(retries + 1):
-        outcome = yield Send(max(ends - time.monotonic(), 0.001))
+        began = time.monotonic()
+        outcome = yield Send(max(ends - began, 0.001))
         error = error_in(outcome)
         if error is None:
             assert isinstance(outcome, Reply)
             return outcome
         pause = _pause_s(attempt, error.retry_after_s)
-        if not error.retryable or attempt == retries or time.monotonic() + pause >= ends:
+        if attempt == retries or not _may_pass(error, began=began, again=time.monotonic() + pause, ends=ends):
             raise error
         yield Pause(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _may_pass(error: RewardError, *, began: float, again: float, ends: float) -> bool:
+    """Whether to ask again at `again` what was asked at `began`: what was late, only with more time to it."""
+    needs_s = again - began if isinstance(error, DeadlineExceeded) else 0.0
+    return error.retryable and ends - again > needs_s
 
 
 def _pause_s(attempt: int, asked_s: float | None = None) -> float:
@@ -145,7 +153,7 @@ def parsed(model: type[Answer], reply: Reply) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Send these requests now and wait for all; it may take `left_s` seconds."""
+    """Send these requests now and wait for a reply to each, or its error; it may take `left_s` seconds."""
 
     calls: Sequence[Call]
     left_s: float
@@ -158,14 +166,14 @@ def scoring(
     *,
     deadline_s: float,
     retries: int,
-) -> Generator[Ask | Pause, Sequence[Reply] | RewardError | None, dict[str, list[Score]]]:
+) -> Generator[Ask | Pause, Sequence[Reply | RewardError] | None, dict[str, list[Score]]]:
     """The steps to every score: an item that failed, but may not fail again, is asked about again, alone.
 
     A replica that dies takes part of a request along. What still fails when attempts or time are used up is
     returned as the failure that it is.
 
     Raises:
-        RewardError: the first answer.
+        RewardError: at the first asking, a request that would fail again, or all of them.
         BadAnswer: a reply does not answer each item of its call with each reward.
     """
     ends = time.monotonic() + deadline_s
@@ -174,26 +182,33 @@ def scoring(
     for attempt in range(retries + 1):
         asked = [images[index] for index in left]
         calls = list(score_calls(asked, [prompts[index] for index in left], rewards))
-        replies = yield Ask(calls, max(ends - time.monotonic(), 0.001))
-        if isinstance(replies, RewardError) and scores:
+        began = time.monotonic()
+        replies = (yield Ask(calls, max(ends - began, 0.001))) or ()
+        refusal = _refusal(replies)
+        if refusal is not None and scores:
             break
-        if isinstance(replies, RewardError):
-            raise replies
-        found = merged(asked, rewards, calls, replies or ())
+        if refusal is not None:
+            raise refusal
+        found = merged(asked, rewards, calls, replies)
         scores = scores or {reward: list(of_reward) for reward, of_reward in found.items()}
         for reward, of_reward in found.items():
             for index, score in zip(left, of_reward, strict=True):
                 scores[reward][index] = score
-        left = [index for index in left if any(_may_pass(scores[reward][index]) for reward in rewards)]
         pause_s = _pause_s(attempt)
-        if not left or attempt == retries or time.monotonic() + pause_s >= ends:
+        may_pass = partial(_may_pass, began=began, again=time.monotonic() + pause_s, ends=ends)
+        errors = {index: [scores[reward][index].error for reward in rewards] for index in left}
+        left = [index for index in left if any(one and may_pass(error_from(one)) for one in errors[index])]
+        if not left or attempt == retries:
             break
         yield Pause(pause_s)
     return scores
 
 
-def _may_pass(score: Score) -> bool:
-    return score.error is not None and error_from(score.error).retryable
+def _refusal(replies: Sequence[Reply | RewardError]) -> RewardError | None:
+    """Why nothing is to be had: an error that would come again, or the first where all have failed."""
+    errors = [reply for reply in replies if isinstance(reply, RewardError)]
+    lasting = [error for error in errors if not error.retryable]
+    return next(iter(lasting or (errors if len(errors) == len(replies) else ())), None)
 
 
 def attached(pictures: Sequence[Picture]) -> list[Attached]:
@@ -233,17 +248,23 @@ def _score_call(chosen: Sequence[tuple[Attachment, str]], rewards: Sequence[str]
 
 
 def merged(
-    images: Sequence[Attached], rewards: Sequence[str], calls: Sequence[Call], replies: Sequence[Reply]
+    images: Sequence[Attached],
+    rewards: Sequence[str],
+    calls: Sequence[Call],
+    replies: Sequence[Reply | RewardError],
 ) -> dict[str, list[Score]]:
-    """Scores by reward, in the order of the images; an image that could not be sent failed everywhere.
+    """Scores by reward, in the order of the images; one that was not sent or not answered failed everywhere.
 
     Raises:
         BadAnswer: a reply does not answer each item of its call with each reward.
     """
     answered: list[dict[str, Score]] = []
     for call, reply in zip(calls, replies, strict=True):
-        answer = parsed(ScoreResponse, reply)
         asked = len(call.request.items) if call.request else 0
+        if isinstance(reply, RewardError):
+            answered += [dict.fromkeys(rewards, Score.failed(reply))] * asked
+            continue
+        answer = parsed(ScoreResponse, reply)
         said = [set(answer.model_revisions), *(set(item.scores) for item in answer.items)]
         if len(answer.items) != asked or any(names != set(rewards) for names in said):
             raise BadAnswer(f"{reply.url} did not answer every image with every reward")

@@ -26,7 +26,7 @@ from reward_services.errors import (
     RewardUnavailable,
 )
 from reward_services.images import packed
-from reward_services.rewards import check_batch, check_known
+from reward_services.rewards import check_batch, check_known, told_s
 from reward_services.schema import RewardInfo, Score
 
 _FRESH_S, _STALE_S, _DESCRIBE_TIMEOUT_S = 5.0, 15.0, 2.0
@@ -71,9 +71,11 @@ class ServeRewards:
         """As `Rewards.score`: the images are put into the object store once, for all rewards."""
         check_batch(images, prompts)
         check_known(rewards, self._handles)
+        began = time.monotonic()
         reference = _put(images)
+        left_s = max(deadline_s - (time.monotonic() - began), 0.001)
         scores = await asyncio.gather(
-            *(self._scored(name, reference, list(prompts), deadline_s) for name in rewards)
+            *(self._scored(name, reference, list(prompts), left_s) for name in rewards)
         )
         return dict(zip(rewards, scores, strict=True))
 
@@ -96,7 +98,7 @@ class ServeRewards:
 
     async def _scored(self, name: str, images: Any, prompts: list[str], deadline_s: float) -> list[Score]:
         try:
-            response = self._handles[name].score.remote(images, prompts, deadline_s)
+            response = self._handles[name].score.remote(images, prompts, told_s(deadline_s))
             scores: list[Score] = await _answer(name, response, deadline_s)
         except RewardError as error:
             return [Score.failed(error)] * len(prompts)

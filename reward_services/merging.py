@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_services.errors import DeadlineExceeded, RewardError
-from reward_services.rewards import Rewards, check_batch
+from reward_services.rewards import Rewards, check_batch, told_s
 from reward_services.schema import RewardInfo, Score
 
 Names = tuple[str, ...]
 Scores = dict[str, list[Score]]
 
 IMAGES_A_CALL = 64
+_ALIKE = 0.9
 
 
 @dataclass(slots=True)
@@ -36,8 +37,9 @@ class _Caller:
 class MergedRewards:
     """`Rewards` before other `Rewards`: at most `calls_at_once` of the same names are under way.
 
-    Who comes meanwhile waits, and the next call takes all who wait, up to 64 images or one caller's. A call
-    that fails as a whole fails for every caller in it; a single item's failure is its caller's alone.
+    Who comes meanwhile waits, and the next call takes all who wait and have about as much time, up to 64
+    images or one caller's; it has the time of the caller with least. A call that fails as a whole fails for
+    every caller in it; a single item's failure is its caller's alone.
     """
 
     def __init__(self, rewards: Rewards, *, calls_at_once: int) -> None:
@@ -101,8 +103,8 @@ class MergedRewards:
     async def _answers(self, names: Names, callers: Sequence[_Caller]) -> list[Scores]:
         images = [image for caller in callers for image in caller.images]
         prompts = [prompt for caller in callers for prompt in caller.prompts]
-        left_s = max(caller.ends for caller in callers) - time.monotonic()
-        scored = await self._rewards.score(images, prompts, rewards=names, deadline_s=max(left_s, 0.001))
+        left_s = told_s(min(caller.ends for caller in callers) - time.monotonic())
+        scored = await self._rewards.score(images, prompts, rewards=names, deadline_s=left_s)
         answers, first = [], 0
         for caller in callers:
             last = first + len(caller.prompts)
@@ -112,12 +114,25 @@ class MergedRewards:
 
 
 def _together(waiting: deque[_Caller]) -> list[_Caller]:
-    """The first who waits, and those after it as far as one call holds them; who has given up is left out."""
+    """The first who waits, and those after it who have about as much time, as far as one call holds them.
+
+    Who has given up is left out; the others keep their places.
+    """
     callers: list[_Caller] = []
-    images = 0
+    passed_over: list[_Caller] = []
+    images, now = 0, time.monotonic()
     while waiting and (not callers or images + len(waiting[0].prompts) <= IMAGES_A_CALL):
         caller = waiting.popleft()
-        if not caller.answer.done():
-            callers.append(caller)
-            images += len(caller.prompts)
+        if caller.answer.done():
+            continue
+        if callers and not _alike(callers[0].ends - now, caller.ends - now):
+            passed_over.append(caller)
+            continue
+        callers.append(caller)
+        images += len(caller.prompts)
+    waiting.extendleft(reversed(passed_over))
     return callers
+
+
+def _alike(one_s: float, other_s: float) -> bool:
+    return min(one_s, other_s) >= _ALIKE * max(one_s, other_s)

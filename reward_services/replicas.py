@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ray import serve
 
 from reward_services.config import REWARD, Http, Reward, ServicesConfig
-from reward_services.errors import ConfigInvalid
+from reward_services.errors import ConfigInvalid, DeadlineExceeded
 from reward_services.handles import ServeRewards
 from reward_services.http.app import create_app
 from reward_services.instruments import Instruments
@@ -97,16 +97,30 @@ class RewardReplica:
     async def score(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], deadline_s: float
     ) -> list[Score]:
-        """One score per image, in order and of one revision; what is not begun in time is not scored."""
+        """One score per image, in order and of one revision; what has none in time has failed."""
         call = Call(images, prompts, expires=time.monotonic() + deadline_s)
-        batched: Any = self._score_batch
         with self._observed.holding(len(prompts)):
             while True:
                 parts = call.split(self._batch.max_images)
-                answers = await asyncio.gather(*(batched(part) for part in parts))
+                answers = await asyncio.gather(*map(self._in_time, parts))
                 scores = [score for answer in answers for score in answer]
                 if len({score.revision for score in scores if score.ok}) < 2:
                     return scores
+
+    async def _in_time(self, part: Call) -> list[Score]:
+        """What its batch makes of it; a batch under way when the time is up goes on unheard."""
+        batched: Any = self._score_batch
+        answer: asyncio.Task[list[Score]] = asyncio.create_task(batched(part))
+        try:
+            await asyncio.wait([answer], timeout=max(part.expires - time.monotonic(), 0.0))
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        if answer.done():
+            return answer.result()
+        answer.add_done_callback(_forget)
+        late = Score.failed(DeadlineExceeded("the deadline passed before the reward was done"))
+        return [late] * len(part.prompts)
 
     @serve.batch(max_concurrent_batches=2, batch_size_fn=_count_images)
     async def _score_batch(self, calls: list[Call]) -> list[list[Score]]:
@@ -159,16 +173,26 @@ class JudgeReplica:
     ) -> list[Score]:
         """One score per image, in order and of one revision; what is not answered in time has failed."""
         judge, places, came = self._judge, self._places, time.monotonic()
+        expires = came + deadline_s
 
         async def scored(image: NDArray[np.uint8], prompt: str) -> Score:
-            async with places:
-                return await judge.score(image, prompt, expires=came + deadline_s)
+            try:
+                async with asyncio.timeout(expires - time.monotonic()), places:
+                    return await judge.score(image, prompt, expires=expires)
+            except TimeoutError:
+                return Score.failed(DeadlineExceeded("the deadline passed before the judge came to it"))
 
         with self._observed.holding(len(prompts)):
             scores = await asyncio.gather(*map(scored, images, prompts))
         self._observed.took("total", time.monotonic() - came)
         self._observed.scored(scores)
         return scores
+
+
+def _forget(answer: asyncio.Task[list[Score]]) -> None:
+    """Asks for the error, so that nobody reports one that nobody asked for."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _watch(observed: Observed, info: RewardInfo, reward: Reward) -> None:

@@ -1,4 +1,8 @@
-"""The one protocol through which everybody scores, be it Serve handles or an HTTP server behind it."""
+"""The one protocol through which everybody scores, be it Serve handles or an HTTP server behind it.
+
+A deadline goes from level to level: client, server, merged calls, handle, replica. Each waits as long as it
+was told and tells the one below a little less, `told_s`: what is there in time reaches the caller.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from numpy.typing import NDArray
 
 from reward_services.errors import RequestInvalid, RewardNotReady, RewardUnknown
 from reward_services.schema import RewardInfo, Score
+
+_MARGIN, _MOST_MARGIN_S = 0.1, 0.5
 
 
 class Rewards(Protocol):
@@ -30,10 +36,18 @@ class Rewards(Protocol):
     ) -> dict[str, list[Score]]:
         """Score images[i], (H, W, 3) uint8, against prompts[i] by every reward, within `deadline_s` seconds.
 
-        One score per image and reward, in order. What one image or one reward cannot do is a failed
-        `Score`; an exception means that nothing of the call could be scored.
+        One score per image and reward, in order. What one image or one reward cannot do, or not in time, is a
+        failed `Score`; an exception means that nothing of the call could be scored.
         """
         ...
+
+
+def told_s(deadline_s: float) -> float:
+    """What to tell the level below of the seconds that one waits oneself: less by a tenth, at most 0.5 s.
+
+    Told as much it would answer a moment after one has given up, and what it had would be lost.
+    """
+    return max(deadline_s - min(_MARGIN * deadline_s, _MOST_MARGIN_S), 0.001)
 
 
 def check_batch(images: Sequence[object], prompts: Sequence[str]) -> None:

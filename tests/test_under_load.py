@@ -4,11 +4,15 @@ The model is the benchmark's CLIP, large enough that the model, not the callers,
 """
 
 import asyncio
+import contextlib
+import json
 import statistics
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -50,8 +54,38 @@ class Service:
         assert [score.value for score in scores] == pytest.approx(exact, abs=1e-3)
 
 
+class Slow(BaseHTTPRequestHandler):
+    """A judge's endpoint that thinks for 0.4 s."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(0.4)
+        message = {"role": "assistant", "content": '{"level": "4"}'}
+        body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Quiet."""
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def judge() -> Iterator[dict[str, Any]]:
+    """A judge of two pictures at a time before that endpoint."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    options = {"model": "slow", "base_url": url, "answers": "json"}
+    yield {"scorer": "openai_judge", "options": options, "num_cpus": 0.1, "batch": {"max_images": 2}}
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def service(judge: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One CLIP behind HTTP; few images at once, so that it fills within seconds."""
     folder = tmp_path_factory.mktemp("load")
     model = make_model(folder / "clip")
@@ -61,8 +95,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     http = {"keys": str(folder / "keys.yaml"), "images_at_once": 64, "images_waiting": 128}
     port = free_port()
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    served = {"rewards": {"clip": clip | {"batch": {"max_images": IMAGES}}}, "http": http | {"port": port}}
-    deploy(ServicesConfig.model_validate(served))
+    rewards = {"clip": clip | {"batch": {"max_images": IMAGES}}, "judge": judge}
+    deploy(ServicesConfig.model_validate({"rewards": rewards, "http": http | {"port": port}}))
     pictures = draw(2 * IMAGES)
     exact = ClipScorer(str(model)).score(pictures, [PROMPT] * len(pictures))
     keys = {lane: key for lane, (key, _) in made.items()}
@@ -88,6 +122,27 @@ def test_a_killed_process_costs_no_item(service: Service, victim: str) -> None:
     calls, longest_s = asyncio.run(killed_under_load(f"ServeReplica:rewards:{victim}", askers))
     print(f"{victim}: {calls} calls of 4 images, the longest without an answer {longest_s:.1f} s")
     assert replica_pids(victim)
+
+
+@pytest.mark.parametrize("way", ["handle", "http"])
+def test_pictures_that_come_late_cost_the_others_nothing(service: Service, way: str) -> None:
+    """24 pictures, of which the judge has time for 20 at most, beside a reward that has time for all."""
+
+    async def run() -> dict[str, list[Score]]:
+        asked = (service.pictures[:24], [PROMPT] * 24)
+        if way == "handle":
+            return await connect().score(*asked, rewards=["clip", "judge"], deadline_s=4.0)
+        async with service.client() as client:
+            return await client.score(*asked, rewards=["clip", "judge"], deadline_s=4.0)
+
+    began = time.monotonic()
+    scores = asyncio.run(run())
+    took_s, judged = time.monotonic() - began, scores["judge"]
+    print(f"{way}: {sum(score.ok for score in judged)} of 24 judged within {took_s:.1f} s")
+    assert took_s < 4.2
+    service.check(scores["clip"], 0, 24)
+    assert 8 <= sum(score.ok for score in judged) <= 20
+    assert {score.error.status for score in judged if score.error} == {504}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_services import DeadlineExceeded, RewardError, Rewards, RewardUnknown, Score, error_from
+from reward_services import DeadlineExceeded, RewardError, Rewards, RewardUnknown, Score, error_from, told_s
 
 Image = NDArray[np.uint8]
 CacheKey = tuple[bytes, str, str]
@@ -33,7 +33,6 @@ FlightKey = tuple[bytes, tuple[str, ...]]
 _CACHE = ("cache_hits", "cache_misses")
 _COUNTED = ("requests", "images", "reward_calls", *_CACHE, "joined", "retries", "failures")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +257,10 @@ class Coordinator:
         deadline_s = max(min(limit_s, left_s), 0.001)
         images, prompts = [item.image for item in items], [item.prompt for item in items]
         try:
-            async with asyncio.timeout(deadline_s + _GRACE_S):
-                scores = await self._rewards.score(images, prompts, rewards=names, deadline_s=deadline_s)
+            async with asyncio.timeout(deadline_s):
+                scores = await self._rewards.score(
+                    images, prompts, rewards=names, deadline_s=told_s(deadline_s)
+                )
         except RewardError as error:
             scores = dict.fromkeys(names, [Score.failed(error)] * len(items))
         except TimeoutError:

@@ -51,25 +51,22 @@ class Scoring:
         Raises:
             RewardError: the request is refused, or nothing of it could be scored for want of rewards.
         """
-        started = time.monotonic()
         served = await self._checked(asked, caller)
         with self.load.under_way(asked.request.rewards, len(asked.images)) as answered:
-            response = await self._in_turn(asked, caller, served, started)
+            response = await self._in_turn(asked, caller, served)
             answered(response.items)
         return response
 
-    async def _in_turn(
-        self, asked: Asked, caller: Caller, served: dict[str, RewardInfo], started: float
-    ) -> ScoreResponse:
-        deadline_s = min(asked.request.options.deadline_ms, self._limits.max_deadline_ms) / 1000
+    async def _in_turn(self, asked: Asked, caller: Caller, served: dict[str, RewardInfo]) -> ScoreResponse:
+        ends = asked.came + min(asked.request.options.deadline_ms, self._limits.max_deadline_ms) / 1000
         try:
-            async with asyncio.timeout(deadline_s) as waiting:
+            async with asyncio.timeout(ends - time.monotonic()) as waiting:
                 async with (
                     self._lanes.admitted(caller.lane, len(asked.images)),
                     self._pixels.held(most_pixels(asked, self._limits)) as place,
                 ):
                     waiting.reschedule(None)
-                    return await self._scored(asked, served, started + deadline_s, place)
+                    return await self._scored(asked, served, ends, place)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while other callers were served") from error
 

@@ -133,6 +133,57 @@ def test_a_slow_server_meets_the_deadline(moody: Callable[..., tuple[str, list[s
     assert time.monotonic() - began < 0.9
 
 
+class Late:
+    """Rewards of one, jpeg, that answer at the very end of their time: of each call one image is scored."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def describe(self) -> list[RewardInfo]:
+        return [JpegScorer().describe("jpeg", max_items=8)]
+
+    async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:
+        self.calls += 1
+        await asyncio.sleep(deadline_s)
+        late = [Score.failed(DeadlineExceeded())] * (len(prompts) - 1)
+        return {"jpeg": [*JpegScorer().score(images[:1], prompts[:1]), *late]}
+
+
+def test_what_is_scored_in_time_arrives_in_time(served: Any, draw: Draw) -> None:
+    """The server is told a little less than the client waits, and is not asked again in what is left."""
+
+    async def run(url: str) -> list[Score]:
+        async with AsyncRewardClient(url) as client:
+            return (await client.score(draw(3), [""] * 3, rewards=["jpeg"], deadline_s=3.0))["jpeg"]
+
+    def blocking(url: str) -> list[Score]:
+        with RewardClient(url) as client:
+            return client.score(draw(3), [""] * 3, rewards=["jpeg"], deadline_s=3.0)["jpeg"]
+
+    late = Late()
+    with served(create_app(late)) as url:
+        for ask in (blocking, lambda url: asyncio.run(run(url))):
+            began = time.monotonic()
+            assert [score.ok for score in ask(url)] == [True, False, False]
+            assert 2.0 < time.monotonic() - began < 3.0
+    assert late.calls == 2
+
+
+def test_requests_that_wait_to_be_sent_tell_what_is_left(served: Any, draw: Draw) -> None:
+    """Six requests, four at once: the last two are sent when the first have been answered."""
+
+    async def run(url: str) -> list[Score]:
+        async with AsyncRewardClient(url) as client:
+            asked = [
+                client.score(draw(1), [""], rewards=["jpeg"], deadline_s=deadline_s)
+                for deadline_s in (2.0, 2.0, 2.0, 2.0, 4.0, 4.0)
+            ]
+            return [score for scores in await asyncio.gather(*asked) for score in scores["jpeg"]]
+
+    with served(create_app(Late())) as url:
+        assert all(score.ok for score in asyncio.run(run(url)))
+
+
 def test_a_key_goes_with_every_request(moody: Callable[..., tuple[str, list[str]]]) -> None:
     async def run() -> None:
         async with AsyncRewardClient(url, api_key="one") as client:

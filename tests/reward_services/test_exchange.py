@@ -1,5 +1,6 @@
 """The client's half of the protocol without I/O: what is retried, how long, and what replies mean."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from reward_services import (
     BadAnswer,
+    DeadlineExceeded,
     ImageInvalid,
     Overloaded,
     ReplicaFailed,
@@ -140,7 +142,8 @@ def settle(outcomes: list[Reply | RewardError], **limits: Any) -> tuple[list[Sco
     steps = scoring(
         attached([PICTURE] * 3), ["a", "b", "c"], ["jpeg"], **{"deadline_s": 60.0, "retries": 4, **limits}
     )
-    waiting, asked, pauses, outcome = iter(outcomes), [], 0, None
+    waiting, asked, pauses = iter(outcomes), [], 0
+    outcome: list[Reply | RewardError] | None = None
     try:
         while True:
             step = steps.send(outcome)
@@ -148,8 +151,7 @@ def settle(outcomes: list[Reply | RewardError], **limits: Any) -> tuple[list[Sco
             if isinstance(step, Ask):
                 (call,) = step.calls
                 asked.append([item.prompt for item in call.request.items] if call.request else [])
-                next_one = next(waiting)
-                outcome = next_one if isinstance(next_one, RewardError) else [next_one]
+                outcome = [next(waiting)]
             else:
                 pauses += 1
     except StopIteration as finished:
@@ -185,6 +187,44 @@ def test_a_server_that_is_gone_afterwards_takes_nothing_back() -> None:
     assert [score.value for score in scores] == [1.0, None, 3.0]
     with pytest.raises(ServerUnreachable):
         settle([ServerUnreachable("refused")])
+
+
+LATE = DeadlineExceeded("too many wait")
+
+
+def test_what_was_late_is_not_asked_about_again_in_less_time() -> None:
+    """A server's limit may be less than the caller's deadline; but what is left of it is no second chance."""
+    steps = scoring(attached([PICTURE]), ["a"], ["jpeg"], deadline_s=1.0, retries=4)
+    assert isinstance(next(steps), Ask)
+    time.sleep(0.6)
+    with pytest.raises(StopIteration) as ended:
+        steps.send([said(LATE)])
+    assert ended.value.value["jpeg"] == [Score.failed(LATE)]
+    whole = exchange(1.0, 4)
+    assert isinstance(next(whole), Send)
+    time.sleep(0.6)
+    with pytest.raises(DeadlineExceeded):
+        whole.send(LATE)
+    assert drive([LATE, reply(200)], deadline_s=60.0)[0] == reply(200)
+    assert [score.value for score in settle([said(1.0, LATE, 3.0), said(2.0)])[0]] == [1.0, 2.0, 3.0]
+
+
+def test_a_request_that_fails_costs_those_beside_it_nothing() -> None:
+    images = attached([PICTURE] * 130)
+
+    def asked() -> Any:
+        steps = scoring(images, ["a"] * 130, ["jpeg"], deadline_s=9.0, retries=0)
+        assert [len(call.parts) for call in next(steps).calls] == [64, 64, 2]  # type: ignore[union-attr]
+        return steps
+
+    with pytest.raises(StopIteration) as ended:
+        asked().send([answer(64), LATE, answer(2, 128)])
+    values = [score.value for score in ended.value.value["jpeg"]]
+    assert values == [*map(float, range(64)), *[None] * 64, 128.0, 129.0]
+    with pytest.raises(DeadlineExceeded):
+        asked().send([LATE, LOST, LATE])
+    with pytest.raises(TooLarge):
+        asked().send([answer(64), TooLarge("so many"), LATE])
 
 
 def test_an_image_that_cannot_be_encoded_fails_alone() -> None:

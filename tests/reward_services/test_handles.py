@@ -24,7 +24,7 @@ from reward_services import (
     ScoringFailed,
 )
 from reward_services.config import ServicesConfig
-from reward_services.deployments import connect, deployed_for_run
+from reward_services.deployments import connect, deploy, deployed_for_run
 from reward_services.handles import ServeRewards, _reward_error
 from reward_services.merging import MergedRewards
 from reward_services.ownership import own_application

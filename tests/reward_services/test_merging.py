@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,6 +123,40 @@ def test_a_deadline_and_a_caller_who_leaves_are_theirs_alone(draw: Draw) -> None
 
     asyncio.run(run())
     gc.collect()  # a future whose error nobody fetched would say so now
+
+
+class Late(Behind):
+    """Answers at the very end of its time: one image is scored, the others were not begun."""
+
+    async def score(
+        self, images: Sequence[Any], prompts: Sequence[str], *, rewards: Sequence[str], deadline_s: float
+    ) -> dict[str, list[Score]]:
+        self.sizes.append(len(prompts))
+        await asyncio.sleep(deadline_s)
+        late = [Score.failed(DeadlineExceeded())] * (len(prompts) - 1)
+        return {name: [*JpegScorer().score(images[:1], prompts[:1]), *late] for name in rewards}
+
+
+def test_what_is_scored_in_time_reaches_its_caller(draw: Draw) -> None:
+    """Of three who wait, the first and the last have about as much time: they share a call, and its time."""
+
+    async def run() -> None:
+        behind = Late()
+        rewards = MergedRewards(behind, calls_at_once=1)
+        before = asyncio.create_task(ask(rewards, draw(1), 0.5))
+        await asyncio.sleep(0.01)
+        began = time.monotonic()
+        shares = ((2, 2.0), (3, 4.0), (1, 2.1))
+        callers = [asyncio.create_task(ask(rewards, draw(size), left_s)) for size, left_s in shares]
+        assert [score.ok for score in await before] == [True]
+        alike, patient, last = await asyncio.gather(*callers)
+        assert [score.ok for score in alike] == [True, False]
+        assert [score.ok for score in last] == [False]
+        assert [score.ok for score in patient] == [True, False, False]
+        assert time.monotonic() - began < 4.0
+        assert behind.sizes == [1, 3, 3]
+
+    asyncio.run(run())
 
 
 def test_prompts_must_match(draw: Draw) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray import serve
@@ -50,8 +52,8 @@ class Replica:
         info: RewardInfo = await self._handle.describe.remote()
         return info
 
-    async def score(self, images: list[Any], prompt: str = "") -> list[Score]:
-        scores: list[Score] = await self._handle.score.remote(images, [prompt] * len(images), 30.0)
+    async def score(self, images: list[Any], prompt: str = "", deadline_s: float = 30.0) -> list[Score]:
+        scores: list[Score] = await self._handle.score.remote(images, [prompt] * len(images), deadline_s)
         return scores
 
     async def loaded(self) -> int:
@@ -120,6 +122,24 @@ def test_an_answer_is_of_one_revision(replica: Replica, draw: Draw) -> None:
     asyncio.run(replica.reconfigure(settings("jpeg", max_images=2)))
     asyncio.run(run())
     assert len(seen) == 2
+
+
+def test_a_batch_that_takes_too_long_costs_those_before_it_nothing(replica: Replica, tmp_path: Path) -> None:
+    """Two images in batches of one, 0.1 and 4 seconds: the answer comes when the time is up."""
+    code = "import time\ndef slow(images, prompts):\n    time.sleep(images[0].max() / 10)\n    return [1.0]\n"
+    (tmp_path / "slow.py").write_text(code, encoding="utf-8")
+    images = [np.full((8, 8, 3), value, np.uint8) for value in (1, 40)]
+
+    async def run() -> None:
+        slow = settings("custom", max_images=1, path=str(tmp_path / "slow.py"), name="slow")
+        await replica.reconfigure(slow)
+        began = time.monotonic()
+        scores = await replica.score(images, deadline_s=1.5)
+        assert 1.4 < time.monotonic() - began < 3.0
+        assert [score.error and score.error.status for score in scores] == [None, 504]
+        await replica.reconfigure(settings("jpeg"))
+
+    asyncio.run(run())
 
 
 def test_a_change_that_cannot_be_made_leaves_the_old_model(replica: Replica, draw: Draw) -> None:

@@ -3,8 +3,16 @@
 import pytest
 
 from reward_services import RequestInvalid, RewardNotReady, RewardUnknown
-from reward_services.rewards import check_batch, check_known, check_ready
+from reward_services.rewards import check_batch, check_known, check_ready, told_s
 from reward_services.scorers.jpeg import JpegScorer
+
+
+def test_a_level_tells_the_one_below_less_than_it_waits() -> None:
+    """A tenth less, half a second at most: 30 s of a client are 28.5 s of a replica, three levels below."""
+    assert told_s(1.0) == pytest.approx(0.9)
+    assert told_s(30.0) == 29.5
+    assert told_s(told_s(told_s(30.0))) == 28.5
+    assert told_s(-1.0) == 0.001
 
 
 def test_a_batch_has_one_prompt_per_image() -> None:

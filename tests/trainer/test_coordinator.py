@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from reward_services import (
+    DeadlineExceeded,
     ImageInvalid,
     ReplicaLost,
     RewardError,
@@ -33,13 +34,8 @@ class Brightness:
         self._trouble = trouble
 
     async def describe(self) -> list[RewardInfo]:
-        about = {
-            "range": (None, None),
-            "higher_is_better": True,
-            "deterministic": True,
-            "modality": ("image",),
-        }
-        rest = {"revision": self.revision, "max_items": 8, "ready": True}
+        about = {"range": (None, None), "higher_is_better": True, "deterministic": True}
+        rest = {"modality": ("image",), "revision": self.revision, "max_items": 8, "ready": True}
         return [RewardInfo.model_validate({"id": name, **about, **rest}) for name in ("bright", "dark")]
 
     async def score(
@@ -117,9 +113,7 @@ def test_known_images_are_not_scored_again() -> None:
         assert len(rewards.calls) == 3
         assert merged.stats()["cache_hits"] == 4
         await merged.score(pictures(1, 2), ["a", "b"])
-        assert rewards.calls[3] == (("bright", "dark"), 1), (
-            "the cache is bounded: the oldest scores have gone"
-        )
+        assert rewards.calls[3] == (("bright", "dark"), 1), "the oldest scores have gone"
 
     asyncio.run(run())
 
@@ -224,11 +218,30 @@ def test_a_reward_that_hangs_meets_its_own_deadline() -> None:
 
     async def run() -> None:
         merged = coordinator(Hanging(), attempt_s_of={"dark": 0.05}, deadline_s=0.5)
-        scores = await merged.score(pictures(1), ["a"])
+        scores = await asyncio.wait_for(merged.score(pictures(1), ["a"]), 0.9)
         assert values(scores, "bright") == [1.0]
         error = scores["dark"][0].error
         assert error is not None
         assert error.type == "/problems/deadline-exceeded"
+
+    asyncio.run(run())
+
+
+def test_only_what_was_late_is_asked_again() -> None:
+    """Rewards that score two images in their time, and say so at its end: three attempts do for six."""
+
+    class Slow(Brightness):
+        async def score(self, *arguments: Any, **options: Any) -> dict[str, list[Score]]:
+            scores = await super().score(*arguments, **options)
+            await asyncio.sleep(options["deadline_s"])
+            late = Score.failed(DeadlineExceeded())
+            return {name: [*given[:2], *[late] * len(given[2:])] for name, given in scores.items()}
+
+    async def run() -> None:
+        slow = Slow()
+        merged = coordinator(slow, attempt_s=0.4, deadline_s=5.0)
+        assert values(await merged.score(pictures(*range(6)), ["a"] * 6), "bright") == list(range(6))
+        assert [size for _, size in slow.calls] == [6, 4, 2]
 
     asyncio.run(run())
 

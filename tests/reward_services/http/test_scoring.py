@@ -4,7 +4,7 @@ import asyncio
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from reward_services import (
     ScoreResponse,
     TooLarge,
 )
-from reward_services.http.bodies import Asked
+from reward_services.exchange import attached, score_calls
+from reward_services.http.bodies import Asked, read_body
 from reward_services.http.keys import ANYONE, Caller
 from reward_services.http.lanes import Lanes
 from reward_services.http.metrics import Metrics
@@ -147,6 +148,24 @@ def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(d
         assert slow.prompts == ["first", "train", "others"]
 
     asyncio.run(run())
+
+
+def test_the_deadline_counts_from_the_requests_arrival(draw: Draw) -> None:
+    """The client's does so too: the time that a body took is no longer there."""
+
+    async def chunks(body: bytes) -> AsyncIterator[bytes]:
+        yield body[:100]
+        await asyncio.sleep(0.4)
+        yield body[100:]
+
+    async def run(deadline_s: float) -> ScoreResponse:
+        call = next(score_calls(attached(draw(1)), ["a"], ["jpeg"]))
+        asked = await read_body(call.headers["content-type"], chunks(call.body(deadline_s) or b""), Limits())
+        return await scoring.answer(asked, ANYONE)
+
+    scoring = scoring_by(Slow(), Limits(), Lanes())
+    assert asyncio.run(run(5.0)).items[0].scores["jpeg"].ok
+    assert asyncio.run(run(0.3)).items[0].scores["jpeg"].error is not None
 
 
 def test_pixels_of_a_request_are_bounded_together() -> None:

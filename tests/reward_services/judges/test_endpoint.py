@@ -245,3 +245,28 @@ def test_a_replica_bounds_the_pictures_under_way(script: Script, draw: Callable[
         await replica.end()
 
     asyncio.run(run())
+
+
+def test_who_waits_for_a_place_waits_no_longer_than_his_deadline(
+    script: Script, draw: Callable[..., list[Any]]
+) -> None:
+    """One place, and a patient caller's picture in it, whose question the endpoint does not take in yet."""
+    script.answers.append((429, {"retry-after": "1"}, b""))
+    options = {"model": "gpt-4o", "base_url": script.url, "answers": "json"}
+    reward = {"scorer": "openai_judge", "options": options, "batch": {"max_images": 1}}
+
+    async def run() -> None:
+        replica = Ended("mine")
+        script.answers.insert(0, says('{"level": "4"}'))  # to its golden sample
+        await replica.reconfigure({"reward": reward, "files": ""})
+        patient = asyncio.create_task(replica.score(draw(1), ["a cat"], 3.0))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        (late,) = await replica.score(draw(1), ["a cat"], 0.5)
+        assert time.monotonic() - began < 1.0
+        assert late.error is not None
+        assert late.error.type == "/problems/deadline-exceeded"
+        assert not (await patient)[0].ok
+        await replica.end()
+
+    asyncio.run(run())
