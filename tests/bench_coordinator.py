@@ -22,7 +22,8 @@ import ray
 from numpy.typing import NDArray
 
 from reward_services import RewardInfo, Score
-from trainer.coordinator import Coordinator, Pace
+from trainer.coordinator import Coordinator
+from trainer.pace import Pace
 
 IMAGES = 16
 """Of a request, and of a replica's batch."""

@@ -32,8 +32,8 @@ from reward_services.shapes.render import render
 from tests.ports import free_port
 from trainer import observed as of_runs
 from trainer.cluster import CoordinatorScoring
-from trainer.coordinator import Pace
 from trainer.observed import ObservedCoordinator
+from trainer.pace import Pace
 
 ROOT = Path(__file__).parent.parent
 PROMETHEUS, GRAFANA = ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"

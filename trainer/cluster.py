@@ -27,10 +27,10 @@ from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy, deployed_for_run, start_ray
 from reward_services.instruments import Instruments
 from trainer.config import TrainConfig
-from trainer.coordinator import Pace
 from trainer.costs import Devices
 from trainer.driver import RunFailed
 from trainer.observed import STALL, ObservedCoordinator
+from trainer.pace import Pace
 from trainer.preflight import check_names, check_reachable, check_room, check_served
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder

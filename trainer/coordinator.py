@@ -4,7 +4,8 @@
     rank 1 ──┼─▶ score() ─▶ else into the queue ─▶ batch ┤  one call for all rewards  ├─▶ cache ─▶ all waiters
     rank n ──┘              (waits `window_ms`)          └─ what may, is tried again ─┘
 
-A rank waits in `score` until each of its images is settled: scored, failed for good, or beyond the deadline.
+A rank waits in `score` until each of its images is settled: scored, failed for good, or beyond the deadline,
+which a reward that is only slow does not come to: time in the queue counts while the reward answers nobody.
 Losing the coordinator loses nothing: the ranks ask again, and images are known by their content.
 """
 
@@ -12,10 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_services import DeadlineExceeded, RewardError, Rewards, RewardUnknown, Score, error_from, told_s
+from trainer.pace import Allowance, Pace, pause_s
 
 Image = NDArray[np.uint8]
 CacheKey = tuple[bytes, str, str]
@@ -32,26 +33,6 @@ FlightKey = tuple[bytes, tuple[str, ...]]
 
 _CACHE = ("cache_hits", "cache_misses")
 _COUNTED = ("requests", "images", "reward_calls", *_CACHE, "joined", "retries", "failures")
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How the coordinator batches, waits and retries."""
-
-    batch_images: int = 128
-    """Most images of one call to the rewards."""
-    window_ms: float = 5.0
-    """How long the first image of a batch waits for those of other ranks."""
-    batches_at_once: int = 4
-    attempt_s: float = 30.0
-    """Deadline of one attempt, for each reward that `attempt_s_of` does not name."""
-    attempt_s_of: Mapping[str, float] = field(default_factory=dict)
-    deadline_s: float = 180.0
-    """After so long an image without a score has failed; longer than a replica takes to restart."""
-    revisions_s: float = 30.0
-    """How long a reward's revision is believed without asking again."""
-    cache_scores: int = 200_000
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +43,7 @@ class _Item:
     image: Image
     prompt: str
     names: tuple[str, ...]
-    ends: float
+    came: float
     scores: dict[str, Score] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     settled: asyncio.Future[dict[str, Score]] = field(
@@ -88,11 +69,13 @@ class Coordinator:
         self._rewards = rewards
         self._names = tuple(names)
         self._pace = pace or Pace()
+        self._allowance = Allowance(self._pace)
         self._queue: list[_Item] = []
         self._in_flight: dict[FlightKey, _Item] = {}
-        self._batches: set[asyncio.Task[None]] = set()
+        self._batches: set[asyncio.Task[list[_Item]]] = set()
         self._window: asyncio.TimerHandle | None = None
         self._cache: OrderedDict[CacheKey, Score] = OrderedDict()
+        self._answered: dict[str, float] = {}  # when each reward last gave a score
         self._revisions: dict[str, str] = {}
         self._revisions_at = -float("inf")
         self._asking = asyncio.Lock()
@@ -115,9 +98,8 @@ class Coordinator:
         await self._refresh_revisions()
         self._check_served(names)
         contents = await asyncio.to_thread(list, map(_content_of, images, prompts))
-        ends = began + self._pace.deadline_s
         items = [
-            self._admit(_Item(content, image, prompt, names, ends))
+            self._admit(_Item(content, image, prompt, names, began))
             for content, image, prompt in zip(contents, images, prompts, strict=True)
         ]
         # Shielded: a caller that gives up must not take away what others wait for.
@@ -133,7 +115,7 @@ class Coordinator:
     def stats(self) -> dict[str, float]:
         """Counts since the start; `queue_depth` is now, `wait_s` the seconds that callers waited, summed.
 
-        `oldest_wait_s` is the age of the image that waits longest. `reward_calls` counts one per
+        `oldest_wait_s` is how much of its deadline an image has waited at most. `reward_calls` counts one per
         reward and batch, `joined` the images in flight already, `failures` the scores that were given up.
         """
         counts = {name: float(self._counts[name]) for name in _COUNTED}
@@ -141,8 +123,13 @@ class Coordinator:
         return counts | now | {"wait_s": self._wait_s}
 
     def _oldest_wait_s(self) -> float:
-        ends = [item.ends for item in self._in_flight.values()]
+        ends = [self._ends(item) for item in self._in_flight.values()]
         return time.monotonic() - min(ends) + self._pace.deadline_s if ends else 0.0
+
+    def _ends(self, item: _Item) -> float:
+        """The deadline of an item, by now: it moves on while every reward that the item waits for scores."""
+        answered = (self._answered.get(name, item.came) for name in item.missing)
+        return max(item.came, min(answered, default=item.came)) + self._pace.deadline_s
 
     def _admit(self, item: _Item) -> _Item:
         """The item itself, answered from the cache or queued, or the one of the same content in flight."""
@@ -177,8 +164,8 @@ class Coordinator:
                 return
             ends = time.monotonic() + self._pace.deadline_s
             attempt = 0
-            while not await self._asked(may_retry=time.monotonic() + _pause_s(attempt) < ends):
-                await asyncio.sleep(_pause_s(attempt))
+            while not await self._asked(may_retry=time.monotonic() + pause_s(attempt) < ends):
+                await asyncio.sleep(pause_s(attempt))
                 attempt += 1
 
     async def _asked(self, *, may_retry: bool) -> bool:
@@ -205,38 +192,50 @@ class Coordinator:
         if self._window is not None:
             self._window.cancel()
             self._window = None
-        while self._queue and len(self._batches) < self._pace.batches_at_once:
-            size = self._pace.batch_images
+        while self._queue and len(self._batches) < self._pace.batches_at_once and self._allowance.left > 0:
+            size = min(self._pace.batch_images, self._allowance.left)
             items, self._queue = self._queue[:size], self._queue[size:]
+            self._allowance.under_way += len(items)
             task = asyncio.get_running_loop().create_task(self._settle(items))
             self._batches.add(task)
             task.add_done_callback(partial(self._ended, items))
 
-    def _ended(self, items: Sequence[_Item], task: asyncio.Task[None]) -> None:
+    def _ended(self, items: Sequence[_Item], task: asyncio.Task[list[_Item]]) -> None:
         """Whatever became of a batch, nobody waits for ever and the next one goes."""
         self._batches.discard(task)
+        self._allowance.under_way -= len(items)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        again = [] if error else task.result()
+        self._queue += again  # behind others, which need not be late
         for item in items:
-            if not item.settled.done():
+            if not item.settled.done() and item not in again:
                 del self._in_flight[item.key]
                 item.settled.set_exception(error or DeadlineExceeded())
         self._send()
 
-    async def _settle(self, items: Sequence[_Item]) -> None:
-        """Score a batch; what failed but may succeed is tried again until the deadline of its item."""
+    async def _settle(self, items: Sequence[_Item]) -> list[_Item]:
+        """Score a batch; what failed but may succeed is tried again until the deadline of its item.
+
+        Returns:
+            What is to be tried again in other batches, since this one was late.
+        """
         attempt = 0
-        while items:
-            await asyncio.gather(*(self._call(*call) for call in self._calls(items)))
-            pause = _pause_s(attempt)
+        while True:
+            share = max(await asyncio.gather(*(self._call(*call) for call in self._calls(items))))
+            self._allowance.note(len(items), share)
+            pause = pause_s(attempt)
             now = time.monotonic()
             for item in items:
-                if not item.missing or now + pause >= item.ends:
+                if not item.missing or now + pause >= self._ends(item):
                     self._finish(item)
             items = [item for item in items if not item.settled.done()]
-            if items:
-                self._counts["retries"] += 1
-                attempt += 1
-                await asyncio.sleep(pause)
+            if not items:
+                return []
+            self._counts["retries"] += 1
+            await asyncio.sleep(pause)
+            if share >= 1:
+                return items
+            attempt += 1
 
     def _calls(self, items: Sequence[_Item]) -> Iterable[tuple[tuple[str, ...], float, list[_Item]]]:
         """What to ask of whom: rewards of one deadline that miss the same items share a call."""
@@ -246,21 +245,20 @@ class Coordinator:
                 missing_items.setdefault(name, []).append(item)
         shared: dict[tuple[float, tuple[bytes, ...]], list[str]] = {}
         for name, lacking in missing_items.items():
-            limit = self._pace.attempt_s_of.get(name, self._pace.attempt_s)
+            limit = self._pace.limit_s(name)
             shared.setdefault((limit, tuple(item.content for item in lacking)), []).append(name)
         return [(tuple(names), limit, missing_items[names[0]]) for (limit, _), names in shared.items()]
 
-    async def _call(self, names: tuple[str, ...], limit_s: float, items: Sequence[_Item]) -> None:
+    async def _call(self, names: tuple[str, ...], limit_s: float, items: Sequence[_Item]) -> float:
+        """Ask once; returns the share of the limit that it took, 1 where it was late with most of that."""
         self._counts["reward_calls"] += len(names)
-        revisions = self._revisions
-        left_s = max(item.ends for item in items) - time.monotonic()
-        deadline_s = max(min(limit_s, left_s), 0.001)
+        revisions, began = self._revisions, time.monotonic()
+        deadline_s = max(min(limit_s, max(map(self._ends, items)) - began), 0.001)
         images, prompts = [item.image for item in items], [item.prompt for item in items]
+        told = told_s(deadline_s)
         try:
             async with asyncio.timeout(deadline_s):
-                scores = await self._rewards.score(
-                    images, prompts, rewards=names, deadline_s=told_s(deadline_s)
-                )
+                scores = await self._rewards.score(images, prompts, rewards=names, deadline_s=told)
         except RewardError as error:
             scores = dict.fromkeys(names, [Score.failed(error)] * len(items))
         except TimeoutError:
@@ -269,11 +267,15 @@ class Coordinator:
         for name in names:
             for item, score in zip(items, scores[name], strict=True):
                 self._take(item, name, revisions[name], score)
+        if any(_is_late(score) for of_reward in scores.values() for score in of_reward):
+            return 1.0 if deadline_s > limit_s / 2 else 0.5
+        return (time.monotonic() - began) / limit_s
 
     def _take(self, item: _Item, name: str, revision: str, score: Score) -> None:
         """A final score is no longer missing; a failure that may pass is the last word only so far."""
         item.scores[name] = score
         if score.error is None:
+            self._answered[name] = time.monotonic()
             self._cache[item.content, name, score.revision or revision] = score
             if len(self._cache) > self._pace.cache_scores:
                 self._cache.popitem(last=False)
@@ -294,7 +296,5 @@ def _content_of(image: Image, prompt: str) -> bytes:
     return digest.digest()
 
 
-def _pause_s(attempt: int) -> float:
-    """Seconds before the next attempt: exponential, with jitter."""
-    pause: float = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
-    return pause * random.uniform(1.0, 1.5)
+def _is_late(score: Score) -> bool:
+    return score.error is not None and score.error.title == DeadlineExceeded.title

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from reward_services import Rewards, Score
 from reward_services.observed import Metric, Record
-from trainer.coordinator import Coordinator, Image, Pace
+from trainer.coordinator import Coordinator, Image
+from trainer.pace import Pace
 
 COUNTERS = {
     "images": Metric("coord_items", "counter", "Images that ranks asked to have scored", ()),
@@ -19,7 +20,7 @@ COUNTERS = {
 }
 GAUGES = {
     "queue_depth": Metric("coord_queue_items", "gauge", "Images that no reward was asked for yet", ()),
-    "oldest_wait_s": Metric("coord_oldest_wait_seconds", "gauge", "Age of the image that waits longest", ()),
+    "oldest_wait_s": Metric("coord_oldest_wait_seconds", "gauge", "Longest wait without a score", ()),
 }
 STALL = Metric(
     "trainer_reward_stall_seconds", "counter", "Seconds that ranks did nothing but wait for scores", ()

@@ -26,7 +26,7 @@ from trainer.autoencoder import decoded, encoded
 from trainer.config import ModelConfig
 from trainer.diffusion import Schedule
 from trainer.encoded import Encoded
-from trainer.families.family import Conditioning, Family, ModelError
+from trainer.families.family import Conditioning, Family, ModelError, compile_blocks
 from trainer.families.index import check_model, load_options, not_there
 from trainer.families.previews import load_preview_decoder
 from trainer.sharding import assembled, gathered, shard
@@ -60,7 +60,7 @@ class Policy:
         self._frozen = self._begin_training() if trainable else None
         for own in [network] if self._frozen is None else [network, self._frozen]:
             if config.compile:  # before blocks are sharded, which gives them other classes
-                _compile_blocks(own)
+                compile_blocks(own)
             if sharded:
                 shard(own, device, self._dtype)
             else:
@@ -290,15 +290,3 @@ class Policy:
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             output = self._family.evaluate(network, sample.to(self._dtype), timesteps, text, guidance)
         return output.float()
-
-
-def _compile_blocks(network: Any) -> None:
-    """Have torch compile the blocks that a network of diffusers repeats, at their first evaluation."""
-    # Blocks of a class share what is compiled: with gradients and without, adapters on, off and merged, one
-    # picture and several. After 8 torch would compile no more, and evaluate what comes then as it is.
-    torch._dynamo.config.recompile_limit = 64
-    # Stable Diffusion 3's transformer only says which blocks stay in one piece: the same.
-    blocks = network._repeated_blocks or network._no_split_modules
-    for module in network.modules():
-        if type(module).__name__ in blocks:
-            module.compile()

@@ -26,7 +26,8 @@ from reward_services.scorers.clip import ClipScorer
 from reward_services.scorers.jpeg import JpegScorer
 from tests.ports import free_port
 from tests.processes import replica_pids
-from trainer.coordinator import Coordinator, Pace
+from trainer.coordinator import Coordinator
+from trainer.pace import Pace
 
 Draw = Callable[..., list[Any]]
 

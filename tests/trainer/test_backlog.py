@@ -13,7 +13,8 @@ import pytest
 from reward_services import RewardInfo, Score
 from tests.small_run import configured
 from trainer.backlog import Previews, Replicas, answered_s
-from trainer.coordinator import Coordinator, Pace
+from trainer.coordinator import Coordinator
+from trainer.pace import Pace
 from trainer.work import sampled, work_of
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from reward_services import RewardInfo, RewardNotReady, Score
 from reward_services.observed import Metric
-from trainer.coordinator import Pace
 from trainer.observed import ObservedCoordinator
+from trainer.pace import Pace
 
 
 class Slow:

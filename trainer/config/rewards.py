@@ -27,9 +27,13 @@ class RewardsConfig(Section):
     shadows: tuple[str, ...] = ()
     """More rewards for held-out pictures only: where they fall behind, the training reward is gamed."""
     deadline_s: Positive = 60.0
-    """Time until a scoring request counts as failed, its retries included."""
+    """Time after which pictures that wait for a reward have failed, where it scored none meanwhile.
+
+    A reward that is only slow is waited for.
+    """
     attempt_s: Positive = 30.0
-    """Time that one call has before it is made again: no less than a replica takes for batch_images."""
+    """Time that one call has, no more than half of deadline_s, before its pictures are sent again, fewer at a
+    time: no less than a replica takes for batch_images, or the first calls are in vain."""
     batch_images: Count = 128
     """Most images of one call; a call goes to one replica of each reward."""
     calls_at_once: Count = 4
