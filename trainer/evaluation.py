@@ -74,6 +74,12 @@ class EvaluationResult:
         present = {name: [s for s in scores if s is not None] for name, scores in self.scores.items()}
         return {name: math.fsum(scores) / len(scores) for name, scores in present.items() if scores}
 
+    @property
+    def unscored(self) -> dict[str, int]:
+        """Pictures that each reward gave no score of; without the rewards that scored all."""
+        counts = {name: scores.count(None) for name, scores in self.scores.items()}
+        return {name: count for name, count in counts.items() if count}
+
     def reward(self, weights: Mapping[str, float]) -> float:
         """The training reward: the weighted sum of mean scores, each of which there must be."""
         means = self.mean_scores
@@ -97,6 +103,7 @@ class EvaluationResult:
             "guidance": self.guidance,
             "pictures": len(self.correct),
             "judge_failures": self.correct.count(None),
+            "unscored": self.unscored,
             "accuracy": self.accuracy if self.is_judged else None,
             "accuracy_by_category": self.accuracy_by_category,
             "scores": self.mean_scores,

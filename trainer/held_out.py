@@ -1,5 +1,7 @@
 """Draws pictures of held-out prompts plainly (no search) and has them judged, from the same seeds always."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +17,10 @@ from trainer.features import ImageFeatures
 from trainer.policy import Policy
 from trainer.ranks import Ranks, ScoresMissing
 from trainer.records import Prompt
-from trainer.scoring import Scoring, TooManyFailures
+from trainer.scoring import Scoring, TooManyFailures, cause_of
 from trainer.statistics import image_statistics
+
+log = logging.getLogger(__name__)
 
 EVALUATION_SEED = 20250217
 """Pictures of every run start from the same noises."""
@@ -71,7 +75,7 @@ class HeldOut:
         gathered = self._ranks.gather((pictures, answers))
         answers = [answer for _, of_rank in gathered for answer in of_rank]
         scores = {name: [score for answer in answers for score in answer[name]] for name in self._rewards}
-        self._check_scored(scores)
+        self._check_scored(scores, update)
         return self._judged(scores, np.concatenate([part for parts, _ in gathered for part in parts]), update)
 
     def _chunks(self) -> Iterator[list[tuple[Prompt, int]]]:
@@ -80,16 +84,20 @@ class HeldOut:
         size = drawn_at_a_time(self._config)
         return (mine[first : first + size] for first in range(0, len(mine), size))
 
-    def _check_scored(self, scores: Mapping[str, Sequence[Score]]) -> None:
-        """Every rank has all scores and comes to the same end."""
+    def _check_scored(self, scores: Mapping[str, Sequence[Score]], update: int) -> None:
+        """Every rank has all scores and comes to the same end; what failed is told by one."""
         with self._ranks.together(TooManyFailures, halt=ScoresMissing):
             for name, of_reward in scores.items():
-                if not any(score.ok for score in of_reward):
-                    error = of_reward[0].error
-                    cause = (error.detail or error.title) if error else "no score"
+                failed = [cause_of(score) for score in of_reward if not score.ok]
+                if len(failed) == len(of_reward):
                     raise TooManyFailures(
-                        f"{name} scored none of the held-out pictures: {cause}. "
+                        f"{name} scored none of the held-out pictures: {failed[0]}. "
                         "Repair the reward service and run the same command to go on"
+                    )
+                if failed and self._ranks.is_main:
+                    log.warning(
+                        "%s gave no score of %d of %d held-out pictures (update %d), most often since %s",
+                        *(name, len(failed), len(of_reward), update, Counter(failed).most_common(1)[0][0]),
                     )
 
     def _judged(

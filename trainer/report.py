@@ -52,6 +52,7 @@ def write_report(run_folder: Path) -> Path:
         subtitle=subtitle(summary),
         control=summary.get("control"),
         headline=headline(summary),
+        unscored=unscored(summary),
         categories=summary.get("accuracy_by_category", {}),
         watch=summary.get("watch"),
         panels=panels(records),
@@ -101,6 +102,15 @@ def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def unscored(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Held-out pictures that rewards gave no score of, as (reward, how many, before or after)."""
+    return [
+        (name, count, when)
+        for when in ("before", "after")
+        for name, count in summary.get(f"unscored_{when}", {}).items()
+    ]
 
 
 def subtitle(summary: Mapping[str, Any]) -> str:

@@ -97,9 +97,7 @@ class FailureBudget:
         self._failed.append(failed)
         if score.error is None and score.value is not None:
             return score.value
-        self.cause = str(score.error.detail or score.error.title) if score.error else "no value"
-        if score.error and score.error.title == DeadlineExceeded.title:
-            self.cause += " (a call of rewards.batch_images pictures has rewards.attempt_s seconds)"
+        self.cause = cause_of(score)
         return float("nan")
 
     @property
@@ -118,6 +116,15 @@ class FailureBudget:
             f"rewards.failure_budget allow; the last: {self.cause}. "
             "Repair the reward service and run the same command to go on"
         )
+
+
+def cause_of(score: Score) -> str:
+    """What a score that failed says of it."""
+    if score.error is None:
+        return "no value"
+    late = score.error.title == DeadlineExceeded.title
+    hint = " (a call of rewards.batch_images pictures has rewards.attempt_s seconds)" if late else ""
+    return f"{score.error.detail or score.error.title}{hint}"
 
 
 def submit_previews(

@@ -60,6 +60,7 @@ def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfi
         figures[f"reward_{name}"] = result.reward(config.rewards.weights)
         figures[f"diversity_{name}"] = result.diversity
         figures[f"diversity_of_correct_{name}"] = result.diversity_of_correct
+        figures[f"unscored_{name}"] = result.unscored
     if config.rewards.judge is None:
         return figures
     change = paired_difference(before.correct, after.correct, before.prompts)

@@ -126,6 +126,7 @@ def test_a_result_gives_its_headline_and_keeps_failures_apart() -> None:
         "guidance": 2.5,
         "pictures": 3,
         "judge_failures": 1,
+        "unscored": {"clip": 1, "jpeg": 3},
         "accuracy": 0.5,
         "accuracy_by_category": {"count": 1.0, "size": 0.0},
         "scores": {"clip": 2.0},

@@ -21,6 +21,7 @@ PROMISED = {
     *("accuracy_gain_standard_error", "diversity_before", "diversity_after", "guidance", "pictures"),
     *("diversity_of_correct_before", "diversity_of_correct_after", "rows_left_out"),
     *("cache_hits", "images_per_second", "images_per_second_per_device", "devices", "device"),
+    *("unscored_before", "unscored_after"),
     *("sampling_peak_bytes", "learning_peak_bytes", "evaluation_peak_bytes", "judge", "correct_from"),
 }
 
@@ -90,7 +91,8 @@ def test_gains_are_paired(tmp_path: Path) -> None:
         "y": {"before": 1, "after": 1},
     }
     unjudged = gained(before, after, configured(tmp_path, tmp_path, "rewards.judge=null"))
-    kinds = ("reward", "diversity", "diversity_of_correct")
+    assert (figures["unscored_before"], figures["unscored_after"]) == ({}, {"jpeg": 1})
+    kinds = ("reward", "diversity", "diversity_of_correct", "unscored")
     assert set(unjudged) == {f"{kind}_{when}" for kind in kinds for when in ("before", "after")}
 
 
