@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModelWithProj
 
 from trainer.config import ConfigError
 
+_AT_A_TIME = 32
+_CPU = torch.device("cpu")
 _KINDS = ("clip", "clip_vision_model")
 
 
@@ -26,11 +28,18 @@ class ImageFeatures:
         self._processor = AutoImageProcessor.from_pretrained(path, use_fast=False)
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """N pictures, each (H, W, 3) uint8, to (N, d) features."""
-        pixels = self._processor([Image.fromarray(image) for image in images], return_tensors="pt")
-        features: torch.Tensor = self._model(**pixels).image_embeds
-        return features.numpy()
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], device: torch.device = _CPU
+    ) -> NDArray[np.float32]:
+        """N pictures, each (H, W, 3) uint8, to (N, d) features, on a device that the model visits for it."""
+        features = [np.empty((0, self._model.visual_projection.out_features), np.float32)]
+        self._model.to(device)
+        for first in range(0, len(images), _AT_A_TIME):
+            some = [Image.fromarray(image) for image in images[first : first + _AT_A_TIME]]
+            pixels = self._processor(some, return_tensors="pt").to(device)
+            features.append(self._model(**pixels).image_embeds.cpu().numpy())
+        self._model.to(_CPU)
+        return np.concatenate(features)
 
 
 def check_features(path: str) -> None:

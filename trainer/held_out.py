@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from reward_services import RewardError, Score
@@ -28,11 +29,11 @@ EVALUATION_SEED = 20250217
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An evaluation with its pictures; on ranks other than 0 too."""
+    """An evaluation, and its pictures."""
 
     result: EvaluationResult
     pictures: NDArray[np.uint8]
-    """(N, H, W, 3), in the order of the result's prompts."""
+    """(N, H, W, 3) in the order of the result's prompts; on ranks other than 0 there are none."""
 
 
 class HeldOut:
@@ -53,7 +54,7 @@ class HeldOut:
         ]
         self._rewards = config.rewards.names
         features = config.evaluation.features
-        self._features = ImageFeatures(features) if features and ranks.is_main else None
+        self._features = ImageFeatures(features) if features else None
 
     def evaluate(self, policy: Policy, update: int) -> Evaluated:
         """Draw and judge every held-out picture, each rank its share. All ranks call it.
@@ -72,11 +73,13 @@ class HeldOut:
                 pending.append(self._scoring.submit(pictures[-1], texts, self._rewards))
         with self._ranks.together(RewardError, halt=ScoresMissing):
             answers = [wait() for wait in pending]
-        gathered = self._ranks.gather((pictures, answers))
-        answers = [answer for _, of_rank in gathered for answer in of_rank]
+        answers = [answer for of_rank in self._ranks.gather(answers) for answer in of_rank]
         scores = {name: [score for answer in answers for score in answer[name]] for name in self._rewards}
         self._check_scored(scores, update)
-        return self._judged(scores, np.concatenate([part for parts, _ in gathered for part in parts]), update)
+        own = [picture for chunk in pictures for picture in chunk]
+        result = self._judged(scores, own, policy.device, update)
+        collected = [picture for of_rank in self._ranks.collect(own) for picture in of_rank]
+        return Evaluated(result, np.array(collected, np.uint8))
 
     def _chunks(self) -> Iterator[list[tuple[Prompt, int]]]:
         share = -(-len(self._draws) // self._ranks.world_size)
@@ -101,24 +104,32 @@ class HeldOut:
                     )
 
     def _judged(
-        self, scores: Mapping[str, Sequence[Score]], pictures: NDArray[np.uint8], update: int
-    ) -> Evaluated:
+        self,
+        scores: Mapping[str, Sequence[Score]],
+        pictures: Sequence[NDArray[np.uint8]],
+        device: torch.device,
+        update: int,
+    ) -> EvaluationResult:
+        """All scores and every rank's own pictures: what is told of a picture is told by who has it."""
         values = {name: tuple(score.value for score in of_reward) for name, of_reward in scores.items()}
-        verdicts = values.get(self._config.rewards.judge or "", (None,) * len(pictures))
+        verdicts = values.get(self._config.rewards.judge or "", (None,) * len(self._draws))
         correct = tuple(None if verdict is None else verdict >= CORRECT_FROM for verdict in verdicts)
-        features = None if self._features is None else self._features(list(pictures))
-        result = EvaluationResult(
+        features = None if self._features is None else self._features(pictures, device)
+        told = self._ranks.gather((image_statistics(pictures), features))
+        statistics, features_Nd = _joined([of_rank for of_rank, _ in told]), None
+        if self._features is not None:
+            features_Nd = np.concatenate([of_rank for _, of_rank in told if of_rank is not None])
+        return EvaluationResult(
             update=update,
             guidance=self._config.sampling.guidance,
             prompts=tuple(prompt.text for prompt, _ in self._draws),
             categories=tuple(prompt.category for prompt, _ in self._draws),
             correct=correct,
             scores=values,
-            diversity=self._diversity(features, np.full(len(pictures), fill_value=True)),
-            diversity_of_correct=self._diversity(features, np.array([bool(verdict) for verdict in correct])),
-            statistics=image_statistics(list(pictures)),
+            diversity=self._diversity(features_Nd, np.full(len(correct), fill_value=True)),
+            diversity_of_correct=self._diversity(features_Nd, np.array([bool(right) for right in correct])),
+            statistics=statistics,
         )
-        return Evaluated(result, pictures)
 
     def _diversity(
         self, features_Nd: NDArray[np.float32] | None, chosen_N: NDArray[np.bool_]
@@ -127,6 +138,10 @@ class HeldOut:
             return None
         prompts = [prompt.text for (prompt, _), chosen in zip(self._draws, chosen_N, strict=True) if chosen]
         return diversity(features_Nd[chosen_N], prompts)
+
+
+def _joined(parts: Sequence[Mapping[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(value for part in parts for value in part[name]) for name in parts[0]}
 
 
 def drawn_at_a_time(config: TrainConfig) -> int:

@@ -90,6 +90,14 @@ class Ranks:
         if reason := self.any(reason):
             raise halt(reason)
 
+    def collect(self, value: Value) -> list[Value]:
+        """Every rank's value, in the order of ranks, on rank 0; nothing elsewhere. All ranks call it."""
+        if self.world_size == 1:
+            return [value]
+        collected: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, collected)
+        return collected or []
+
     def gather(self, value: Value) -> list[Value]:
         """Every rank's value, in the order of ranks, on every rank."""
         if self.world_size == 1:

@@ -1,5 +1,7 @@
 """Held-out pictures: the same from the same seeds, in any batches, on any ranks; judged, or it is the end."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -131,15 +133,20 @@ def test_a_failed_score_is_none_and_told_and_all_failed_is_the_end(
 def ranked(ranks: Ranks, config: TrainConfig, out: Path) -> None:
     found = evaluated(config, ranks=ranks)
     assert found.result.unscored == {}
-    correct = np.array([verdict is True for verdict in found.result.correct])
-    np.savez(out / f"{ranks.rank}.npz", pictures=found.pictures, correct=correct)
+    (out / f"{ranks.rank}.json").write_text(json.dumps(asdict(found.result)))
+    np.save(out / f"{ranks.rank}.npy", found.pictures)
 
 
-def test_ranks_share_the_draws(folder: Path, tmp_path: Path) -> None:
-    config = configured(tmp_path, folder, "evaluation.draws=10")
+def test_ranks_share_the_draws(folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """And what is told of the pictures, which rank 0 alone has."""
+    config = configured(tmp_path, folder, "evaluation.draws=10", f"evaluation.features={clip_folder}")
     in_two_ranks(ranked, config, tmp_path)
     alone = evaluated(config)
-    for rank in range(2):
-        found = np.load(tmp_path / f"{rank}.npz")
-        assert np.abs(found["pictures"].astype(int) - alone.pictures).max() <= 1
-        assert tuple(found["correct"].tolist()) == alone.result.correct
+    assert np.load(tmp_path / "1.npy").size == 0
+    assert np.abs(np.load(tmp_path / "0.npy").astype(int) - alone.pictures).max() <= 1
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert tuple(first["correct"]) == alone.result.correct
+    assert first["diversity"] == pytest.approx(alone.result.diversity, rel=0.05)
+    for name, of_pictures in alone.result.statistics.items():
+        assert first["statistics"][name] == pytest.approx(of_pictures, abs=0.05)
