@@ -13,6 +13,7 @@ from reward_services import ConfigInvalid
 from reward_services.config_file import load_config as load_services
 from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
+from trainer.evaluating import Evaluation, evaluation_of
 from trainer.memory import Memory, memory_of
 from trainer.policy import Policy
 from trainer.work import Work, sampled, work_of
@@ -46,6 +47,8 @@ class Plan:
     """Of an update, where the time of an evaluation is known."""
     rewards: Mapping[str, Need]
     """By name, where the time of an evaluation is known and pictures are scored."""
+    evaluation: Evaluation | None = None
+    """Where that time is known and there are held-out prompts."""
     device_bytes: int | None = None
     """Memory of the GPU that is here, if one is."""
 
@@ -79,8 +82,8 @@ def plan(
     """
     rates = images_per_second or {}
     for name, rate in rates.items():
-        if name not in config.rewards.weights:
-            known = ", ".join(config.rewards.weights) or "none"
+        if name not in config.rewards.names:
+            known = ", ".join(config.rewards.names) or "none"
             raise ValueError(f"--images-per-second names {name!r}; the run's rewards are {known}")
         if rate <= 0:
             raise ValueError(f"--images-per-second {name} must be above 0")
@@ -88,11 +91,12 @@ def plan(
         raise ValueError("--seconds-per-evaluation must be above 0")
     memory, work, here = memory_of(config), work_of(config), _device_bytes()
     if seconds_per_evaluation is None:
-        return Plan(memory, work, None, {}, here)
+        return Plan(memory, work, None, {}, device_bytes=here)
     stages = sampled(config, seconds_per_evaluation)
     sampling_s = math.fsum(of_stage[-1].came_s for of_stage in stages)
     needs = _needs(config, work.images_scored / sampling_s, rates, stages) if work.images_scored else {}
-    return Plan(memory, work, sampling_s, needs, here)
+    evaluation = evaluation_of(config, seconds_per_evaluation, rates, _served(config))
+    return Plan(memory, work, sampling_s, needs, evaluation, here)
 
 
 def measured_seconds(config: TrainConfig, device: torch.device) -> float:
@@ -133,22 +137,42 @@ def as_table(config: TrainConfig, planned: Plan) -> str:
         f"  {'images for each reward':34}{work.images_scored:>12,}   in {work.micro_batches} micro-batches",
         f"  {'reward calls':34}{work.reward_calls:>12,}   or more, as ranks drift apart",
     ]
-    if not work.images_scored:
+    lines += _of_rewards(config, planned)
+    if planned.evaluation is not None:
+        lines += _of_evaluation(planned.evaluation)
+    return "\n".join([*lines, *_advice(config, planned)])
+
+
+def _of_rewards(config: TrainConfig, planned: Plan) -> list[str]:
+    if not planned.work.images_scored:
         scored = "rewards score held-out pictures only" if config.rewards.names else "nothing is scored"
-        return "\n".join([*lines, f"Pictures are given: {scored}"])
+        return [f"Pictures are given: {scored}"]
     if planned.sampling_s is None:
-        return "\n".join([*lines, "Add --seconds-per-evaluation S, or --measure, for what rewards must do"])
-    lines.append(f"  {'sampling':34}{planned.sampling_s:>10,.1f} s")
-    lines.append("Rewards, so that sampling never waits for them")
-    lines += [_line(name, need) for name, need in planned.rewards.items()]
-    return "\n".join([*lines, *_advice(config, planned.rewards)])
+        return ["Add --seconds-per-evaluation S, or --measure, for what rewards must do"]
+    return [
+        f"  {'sampling':34}{planned.sampling_s:>10,.1f} s",
+        "Rewards, so that sampling never waits for them",
+        *(_line(name, need) for name, need in planned.rewards.items()),
+    ]
+
+
+def _of_evaluation(evaluation: Evaluation) -> list[str]:
+    lines = ["Each evaluation", f"  {'held-out pictures':34}{evaluation.pictures:>12,}"]
+    lines.append(f"  {'drawing':34}{evaluation.drawing_s:>10,.1f} s")
+    for name, judged in evaluation.rewards.items():
+        line = f"  {name:34}{judged.images_per_second:>10,.1f} images/s"
+        lines.append(
+            f"{line} of {_replicas(judged.replicas)}, then {judged.tail_s:,.1f} s for the last scores"
+        )
+    return lines
 
 
 def _needs(
     config: TrainConfig, needed: float, rates: Mapping[str, float], stages: list[list[Previews]]
 ) -> dict[str, Need]:
     options, served = config.rewards, _served(config)
-    replicas = {name: Replicas(math.ceil(needed / rate), rate) for name, rate in rates.items()}
+    known = {name: rate for name, rate in rates.items() if name in options.weights}
+    replicas = {name: Replicas(math.ceil(needed / rate), rate) for name, rate in known.items()}
     tails = dict.fromkeys(replicas, 0.0)
     largest = min(options.batch_images, max(previews.images for sent in stages for previews in sent))
     for sent in stages:
@@ -185,22 +209,38 @@ def _line(name: str, need: Need) -> str:
     line = f"  {name:34}{need.images_per_second:>10,.1f} images/s"
     if need.replicas is None:
         return line
-    noun = "replica" if need.replicas == 1 else "replicas"
     served = "" if need.served is None or need.served >= need.replicas else f" ({need.served} served)"
-    return f"{line}: {need.replicas} {noun}{served}, then {need.tail_s:,.1f} s for the last scores"
+    return f"{line}: {_replicas(need.replicas)}{served}, then {need.tail_s:,.1f} s for the last scores"
 
 
-def _advice(config: TrainConfig, rewards: Mapping[str, Need]) -> list[str]:
-    """How to have all replicas at work, where calls are too few or too large for that."""
+def _replicas(count: int) -> str:
+    return f"{count} replica" if count == 1 else f"{count} replicas"
+
+
+def _advice(config: TrainConfig, planned: Plan) -> list[str]:
+    """How to have all replicas at work, and answer in time, where calls are too few or too large for that."""
+    options, advice = config.rewards, []
+    limit_s, limit = options.attempt_s, f"rewards.attempt_s={options.attempt_s:g}"
+    if options.deadline_s / 2 < limit_s:
+        limit_s, limit = options.deadline_s / 2, f"half of rewards.deadline_s={options.deadline_s:g}"
+    judged = planned.evaluation.rewards if planned.evaluation else {}
+    calls = [(name, one.call_s) for name, one in planned.rewards.items()]
+    calls += [(name, one.call_s) for name, one in judged.items() if name not in planned.rewards]
+    for name, call_s in calls:
+        if call_s is not None and call_s > limit_s:
+            advice.append(
+                f"A call takes {name} {call_s:,.1f} s, beyond {limit}: set that higher "
+                "(rewards.deadline_s to twice rewards.attempt_s), or rewards.batch_images lower"
+            )
+    return advice + _of_calls(config, planned.rewards)
+
+
+def _of_calls(config: TrainConfig, rewards: Mapping[str, Need]) -> list[str]:
+    if not rewards:
+        return []
     options, advice = config.rewards, []
     most = max(need.replicas or 1 for need in rewards.values())
     images = sampled(config, 0.0)[-1][-1].images
-    for name, need in rewards.items():
-        if need.call_s is not None and need.call_s > options.attempt_s:
-            advice.append(
-                f"A call takes {name} {need.call_s:,.1f} s, beyond rewards.attempt_s={options.attempt_s:g}: "
-                "set that higher (and rewards.deadline_s), or rewards.batch_images lower"
-            )
     if options.calls_at_once < most:
         advice.append(f"rewards.calls_at_once={options.calls_at_once} keeps no more busy: set it to {most}")
     if math.ceil(images / options.batch_images) < min(most, images):

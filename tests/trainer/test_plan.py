@@ -73,10 +73,26 @@ def test_a_call_that_takes_too_long_is_named(config: TrainConfig) -> None:
     assert planned.rewards["jpeg"].call_s == pytest.approx(60)
     said = "A call takes jpeg 60.0 s, beyond rewards.attempt_s=30: set that higher"
     assert said in as_table(config, planned)
-    longer = config.model_copy(update={"rewards": config.rewards.model_copy(update={"attempt_s": 60.0})})
-    assert said not in as_table(
-        longer, plan(longer, seconds_per_evaluation=0.1, images_per_second={"jpeg": 0.1})
+    for deadline_s, halved in ((120.0, False), (100.0, True)):
+        times = {"attempt_s": 60.0, "deadline_s": deadline_s}
+        longer = config.model_copy(update={"rewards": config.rewards.model_copy(update=times)})
+        table = as_table(longer, plan(longer, seconds_per_evaluation=0.1, images_per_second={"jpeg": 0.1}))
+        assert said not in table
+        assert ("A call takes jpeg 60.0 s, beyond half of rewards.deadline_s=100" in table) == halved
+
+
+def test_a_judge_is_planned_for_by_evaluations_alone(config: TrainConfig) -> None:
+    """8 pictures of 3 guided steps of 0.1 s are drawn in 4.8 s, three at a time: see test_evaluating."""
+    planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"large": 0.2})
+    assert planned.rewards["jpeg"].replicas is None
+    table = as_table(config, planned)
+    assert "drawing                                  4.8 s" in table
+    assert (
+        "large                                    0.2 images/s of 1 replica, then 37.0 s for the last"
+        in table
     )
+    assert "A call takes large 40.0 s, beyond rewards.attempt_s=30" in table
+    assert plan(config).evaluation is None
 
 
 @pytest.mark.parametrize("seconds", [None, 0.1])
@@ -87,7 +103,8 @@ def test_given_pictures_need_no_scores(
     config = configured(tmp_path, pipelines["epsilon"], *options)
     planned = plan(config, seconds_per_evaluation=seconds, images_per_second={"jpeg": 1.0})
     assert planned.rewards == {}
-    assert as_table(config, planned).endswith("Pictures are given: rewards score held-out pictures only")
+    said = as_table(config, planned).split("Pictures are given: rewards score held-out pictures only")[1]
+    assert said.startswith("\nEach evaluation\n") if seconds else not said
 
 
 def test_the_gpu_that_is_here_is_enough_or_not(config: TrainConfig) -> None:
@@ -129,7 +146,7 @@ def test_without_a_time_nothing_is_said_of_rewards(config: TrainConfig) -> None:
 
 @pytest.mark.parametrize(
     ("rates", "message"),
-    [({"clip": 1.0}, "names 'clip'; the run's rewards are jpeg"), ({"jpeg": 0.0}, "must be above 0")],
+    [({"clip": 1.0}, "names 'clip'; the run's rewards are jpeg, large"), ({"jpeg": 0.0}, "must be above 0")],
 )
 def test_a_wrong_rate_is_refused(config: TrainConfig, rates: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
