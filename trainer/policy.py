@@ -174,19 +174,14 @@ class Policy:
         Without gradients in the same pieces: what models say is compared, and in half precision an output
         depends on the batch that it is computed in.
         """
-        most = self.states_with_gradients
-        if most is None or len(sample) <= most:
-            return self.predict(sample, timesteps, text, guidance)
         # The activations of one piece exist at a time: of the one that is evaluated last, with which the
         # backward pass begins; then of each other one, computed again when it comes to it.
-        first, *others = torch.arange(len(sample)).split(most)
-        pieces = [
-            checkpoint(
-                self.predict, sample[rows], timesteps[rows], text.take(rows), guidance, use_reentrant=False
-            )
-            for rows in others
-        ]
-        return torch.cat([self.predict(sample[first], timesteps[first], text.take(first), guidance), *pieces])
+        first, *others = (
+            (sample[rows], timesteps[rows], text.take(rows), guidance)
+            for rows in torch.arange(len(sample)).split(self.states_with_gradients or len(sample))
+        )
+        pieces = [checkpoint(self.predict, *asked, use_reentrant=False) for asked in others]
+        return torch.cat([self.predict(*first), *pieces])
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
