@@ -40,6 +40,8 @@ def _sees_reserved_gpus() -> bool:
 
     Ray hides them or not, by how its nodes were started: a model would compute on a GPU that others reserved.
     """
+    if not ray.is_initialized():  # made by hand, of no cluster: asking would start one
+        return True
     reserved = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
     if not reserved:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

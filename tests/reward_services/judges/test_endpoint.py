@@ -37,6 +37,7 @@ class Script:
         self.answers: list[Answer] = []
         self.seen: list[tuple[str, str, Any]] = []
         self.under_way = self.most_under_way = 0
+        self.takes_s = 0.02
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -51,7 +52,7 @@ class Script:
         self.seen.append((scope["path"], headers.get("authorization", ""), json.loads(body)))
         status, head, content = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
         raw = [(name.encode(), value.encode()) for name, value in head.items()]
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(self.takes_s)
         self.under_way -= 1
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": content})
@@ -75,7 +76,7 @@ def script(server: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.setenv(KEY, "sk-secret")
     server.answers.clear()
     server.seen.clear()
-    server.most_under_way = 0
+    server.most_under_way, server.takes_s = 0, 0.02
     return server
 
 
@@ -228,6 +229,7 @@ def test_the_judge_asks_each_aspect(script: Script, draw: Callable[..., list[Any
 
 def test_a_replica_bounds_the_pictures_under_way(script: Script, draw: Callable[..., list[Any]]) -> None:
     script.answers.append(says('{"level": "4"}'))
+    script.takes_s = 0.5  # within which as many as may be have come, however slow the machine
     options = {"model": "gpt-4o", "base_url": script.url, "answers": "json"}
 
     async def run() -> None:
