@@ -35,6 +35,8 @@ class _Stage:
     evaluations: int
     """States at which the model is asked."""
     previews: int
+    sent: int
+    """Those that differ: where branches are still one, theirs is scored once."""
 
 
 def work_of(config: TrainConfig) -> Work:
@@ -75,7 +77,7 @@ def sampled(config: TrainConfig, seconds_per_evaluation: float) -> list[list[Pre
         came_s, previews = 0.0, list[Previews]()
         for of_ranks in _micro_batches(config):
             came_s += max(of_ranks) * stage.evaluations * each * seconds_per_evaluation
-            previews.append(Previews(came_s, sum(of_ranks) * stage.previews))
+            previews.append(Previews(came_s, sum(of_ranks) * stage.sent))
         stages.append(previews)
     return stages
 
@@ -88,7 +90,7 @@ def _stages(config: TrainConfig) -> list[_Stage]:
     for (first, until), width in zip(pairwise((0, *config.stages)), widths):
         asked = [1 if step < shared else width for step in range(first, until)]
         shown = [step for step in config.preview_steps if first <= step < until]
-        stages.append(_Stage(sum(asked), len(shown) * width))
+        stages.append(_Stage(sum(asked), len(shown) * width, sum(asked[step - first] for step in shown)))
     return stages
 
 

@@ -14,7 +14,7 @@ from trainer.work import work_of
     "overrides",
     [
         [],
-        ["sampling.steps=4", "branching.start=1", "branching.previews=[2, -1]", "sampling.guidance=1.0"],
+        ["branching.start=1", "branching.previews=[1, -1]", "sampling.guidance=1.0"],
         [
             "sampling.steps=6",
             "branching.start=1",
@@ -28,7 +28,7 @@ from trainer.work import work_of
             "branching.stop={after: 0, keep: 2}",
         ],
         ["method=sft_sharpening", "optimizer.steps_per_update=1"],
-        ["sampling.steps=6", "branching.start=1", "branching.end=5", "branching.previews=[2, 3, -1]"],
+        ["sampling.steps=6", "branching.start=1", "branching.end=4", "branching.previews=[1, 2, -1]"],
         ["method=sft_sharpening", "loss.kl_weight=0.1", "loss.baseline=true"],
         ["method=sft_sharpening", "selection.temperature=1e6", "loss.states_per_branch=9"],
         ["loss.replayed_steps=[1, 2]", "branching.prompts_per_micro_batch=3"],

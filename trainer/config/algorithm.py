@@ -43,8 +43,7 @@ class BranchingConfig(Section):
     """Steps after which branches end, by their x̂0 there, as the paper's do after m from where they part
     (Algorithm 2); null grows them to finished pictures."""
     previews: tuple[int, ...] = Field((-1,), min_length=1)
-    """Steps whose x̂0 is decoded and scored, from 0, all after `start` where that is above 0; negative numbers
-    count from the last step taken."""
+    """Steps whose x̂0 is decoded and scored, from 0; negative numbers count from the last step taken."""
     prompts_per_update: Count = 8
     """Prompts of one update, all ranks together."""
     prompts_per_micro_batch: Count = 4

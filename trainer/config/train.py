@@ -122,10 +122,9 @@ class TrainConfig(RunSettings):
         steps, branching = self.path_steps, self.branching
         if not all(-steps <= step < steps for step in branching.previews):
             raise ValueError(f"branching.previews must lie within the {steps} steps: {-steps} to {steps - 1}")
-        if self.preview_steps[0] < branching.shared_steps:
+        if self.preview_steps[0] < branching.start:
             raise ValueError(
-                f"branching.previews must come after branching.start={branching.start}: branches part by the "
-                "noise of that step, whose preview is still the same of all"
+                "branching.previews must not come before branching.start: branches are one until then"
             )
         if branching.start > 0 and self.sampling.eta == 0:
             raise ValueError(
