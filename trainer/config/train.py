@@ -103,6 +103,11 @@ class TrainConfig(RunSettings):
                 f"branching.stop.after={stop.after} must be among branching.previews, which are "
                 f"{', '.join(map(str, self.preview_steps))}, and not the last"
             )
+        if stop.after < branching.shared_steps:
+            raise ValueError(
+                f"branching.stop.after={stop.after} must come after branching.start: branches "
+                "part by the noise of that step, whose preview is still the same of all"
+            )
         if stop.keep >= branching.branches:
             raise ValueError(f"branching.stop.keep must be less than branching.branches={branching.branches}")
         return self

@@ -108,6 +108,10 @@ def test_the_saved_configuration_is_read_back_unchanged(path: Path, tmp_path: Pa
         ),
         (["branching.stop={after: 19, keep: 2}"], "and not the last"),
         (
+            ["branching.start=5", "branching.previews=[5, -1]", "branching.stop={after: 5, keep: 2}"],
+            "branching.stop.after=5 must come after branching.start: branches part by the noise",
+        ),
+        (
             ["branching.previews=[5, -1]", "branching.stop={after: 5, keep: 4}"],
             "branching.stop.keep must be less than branching.branches=4",
         ),
