@@ -297,4 +297,4 @@ def _content_of(image: Image, prompt: str) -> bytes:
 
 
 def _is_late(score: Score) -> bool:
-    return score.error is not None and score.error.title == DeadlineExceeded.title
+    return score.error is not None and isinstance(error_from(score.error), DeadlineExceeded)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
-from trainer.held_out import drawn_at_a_time
+from trainer.held_out import drawn_at_a_time, shares
 from trainer.policy import check_model
 
 
@@ -31,6 +31,11 @@ class Evaluation:
     drawing_s: float
     rewards: Mapping[str, Judged]
     """Those of which it is known what a replica scores, the judge and shadows among them."""
+
+
+def evaluations_per_picture(config: TrainConfig) -> int:
+    """Of the denoiser, where a picture is drawn plainly; raises ModelError where the model cannot be used."""
+    return config.sampling.steps * check_model(config.model).evaluations(config.sampling.guidance)
 
 
 def evaluation_of(
@@ -72,12 +77,11 @@ def _drawn(config: TrainConfig, seconds_per_evaluation: float) -> list[Previews]
     """The pictures of an evaluation, in the batches that ranks draw, and when each is sent to be judged."""
     if config.prompts.held_out is None:
         return []
-    each = check_model(config.model).evaluations(config.sampling.guidance) * config.sampling.steps
-    draws, size = config.evaluation.draws, drawn_at_a_time(config)
-    share = -(-draws // config.ranks.workers)
-    shares = [min(share, max(0, draws - rank * share)) for rank in range(config.ranks.workers)]
+    each_s = evaluations_per_picture(config) * seconds_per_evaluation
+    own, size = shares(config.evaluation.draws, config.ranks.workers), drawn_at_a_time(config)
     came_s, pictures = 0.0, list[Previews]()
-    for first in range(0, share, size):
-        came_s += min(size, share - first) * each * seconds_per_evaluation
-        pictures.append(Previews(came_s, sum(min(size, max(0, of_rank - first)) for of_rank in shares)))
+    for first in range(0, len(own[0]), size):
+        of_ranks = [len(share[first : first + size]) for share in own]
+        came_s += of_ranks[0] * each_s
+        pictures.append(Previews(came_s, sum(of_ranks)))
     return pictures

@@ -82,8 +82,8 @@ class HeldOut:
         return Evaluated(result, np.array(collected, np.uint8))
 
     def _chunks(self) -> Iterator[list[tuple[Prompt, int]]]:
-        share = -(-len(self._draws) // self._ranks.world_size)
-        mine = self._draws[self._ranks.rank * share : (self._ranks.rank + 1) * share]
+        share = shares(len(self._draws), self._ranks.world_size)[self._ranks.rank]
+        mine = self._draws[share.start : share.stop]
         size = drawn_at_a_time(self._config)
         return (mine[first : first + size] for first in range(0, len(mine), size))
 
@@ -142,6 +142,12 @@ class HeldOut:
 
 def _joined(parts: Sequence[Mapping[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:
     return {name: tuple(value for part in parts for value in part[name]) for name in parts[0]}
+
+
+def shares(draws: int, ranks: int) -> list[range]:
+    """Which of so many held-out pictures each rank draws, in order; none has more than the first."""
+    most = -(-draws // ranks)
+    return [range(min(first, draws), min(first + most, draws)) for first in range(0, ranks * most, most)]
 
 
 def drawn_at_a_time(config: TrainConfig) -> int:

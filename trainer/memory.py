@@ -19,7 +19,7 @@ from trainer.encoded import AT_A_TIME
 from trainer.families.family import Family
 from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
-from trainer.held_out import drawn_at_a_time
+from trainer.held_out import drawn_at_a_time, shares
 from trainer.live_memory import AsOnDevice, LiveMemory
 from trainer.optimizer import moments_bytes
 from trainer.policy import Policy, check_model
@@ -107,8 +107,8 @@ def _working(config: TrainConfig, rehearsal: "_Rehearsal", *, gradients: int) ->
             "compressing": rehearsal.compressing(chosen_branches(config, config.prompts_at_a_time)),
         }
     if config.prompts.held_out:
-        options, share = config.evaluation, -(-config.evaluation.draws // config.ranks.workers)
-        drawn = min(drawn_at_a_time(config), share)
+        options = config.evaluation
+        drawn = min(drawn_at_a_time(config), len(shares(options.draws, config.ranks.workers)[0]))
         prompts = -(-drawn // options.pictures_per_prompt)
         phases["evaluating"] = max(rehearsal.drawing(prompts, drawn, config.sampling.steps).values())
     phases["learning, with gradients"] = rehearsal.learning(gradients)

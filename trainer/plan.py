@@ -15,6 +15,7 @@ from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
 from trainer.evaluating import Evaluation, evaluation_of
 from trainer.memory import Memory, memory_of
+from trainer.pace import Pace
 from trainer.policy import Policy
 from trainer.work import Work, sampled, work_of
 
@@ -94,8 +95,10 @@ def plan(
         return Plan(memory, work, None, {}, device_bytes=here)
     stages = sampled(config, seconds_per_evaluation)
     sampling_s = math.fsum(of_stage[-1].came_s for of_stage in stages)
-    needs = _needs(config, work.images_scored / sampling_s, rates, stages) if work.images_scored else {}
-    evaluation = evaluation_of(config, seconds_per_evaluation, rates, _served(config))
+    needs, served = {}, _served(config)
+    if work.images_scored:
+        needs = _needs(config, work.images_scored / sampling_s, rates, stages, served)
+    evaluation = evaluation_of(config, seconds_per_evaluation, rates, served)
     return Plan(memory, work, sampling_s, needs, evaluation, here)
 
 
@@ -168,9 +171,13 @@ def _of_evaluation(evaluation: Evaluation) -> list[str]:
 
 
 def _needs(
-    config: TrainConfig, needed: float, rates: Mapping[str, float], stages: list[list[Previews]]
+    config: TrainConfig,
+    needed: float,
+    rates: Mapping[str, float],
+    stages: list[list[Previews]],
+    served: Mapping[str, int],
 ) -> dict[str, Need]:
-    options, served = config.rewards, _served(config)
+    options = config.rewards
     known = {name: rate for name, rate in rates.items() if name in options.weights}
     replicas = {name: Replicas(math.ceil(needed / rate), rate) for name, rate in known.items()}
     tails = dict.fromkeys(replicas, 0.0)
@@ -220,14 +227,16 @@ def _replicas(count: int) -> str:
 def _advice(config: TrainConfig, planned: Plan) -> list[str]:
     """How to have all replicas at work, and answer in time, where calls are too few or too large for that."""
     options, advice = config.rewards, []
-    limit_s, limit = options.attempt_s, f"rewards.attempt_s={options.attempt_s:g}"
-    if options.deadline_s / 2 < limit_s:
-        limit_s, limit = options.deadline_s / 2, f"half of rewards.deadline_s={options.deadline_s:g}"
+    pace = Pace(attempt_s=options.attempt_s, deadline_s=options.deadline_s)
     judged = planned.evaluation.rewards if planned.evaluation else {}
     calls = [(name, one.call_s) for name, one in planned.rewards.items()]
     calls += [(name, one.call_s) for name, one in judged.items() if name not in planned.rewards]
     for name, call_s in calls:
+        limit_s = pace.limit_s(name)
         if call_s is not None and call_s > limit_s:
+            limit = f"rewards.attempt_s={options.attempt_s:g}"
+            if limit_s < options.attempt_s:
+                limit = f"half of rewards.deadline_s={options.deadline_s:g}"
             advice.append(
                 f"A call takes {name} {call_s:,.1f} s, beyond {limit}: set that higher "
                 "(rewards.deadline_s to twice rewards.attempt_s), or rewards.batch_images lower"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reward_services import DeadlineExceeded, Score
+from reward_services import DeadlineExceeded, Score, error_from
 from trainer.branches import Branches
 from trainer.costs import Devices
 
@@ -122,7 +122,7 @@ def cause_of(score: Score) -> str:
     """What a score that failed says of it."""
     if score.error is None:
         return "no value"
-    late = score.error.title == DeadlineExceeded.title
+    late = isinstance(error_from(score.error), DeadlineExceeded)
     hint = " (a call of rewards.batch_images pictures has rewards.attempt_s seconds)" if late else ""
     return f"{score.error.detail or score.error.title}{hint}"
 

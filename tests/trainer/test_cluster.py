@@ -261,8 +261,9 @@ def test_rewards_that_are_not_there_are_a_line(tmp_path: Path, pipelines: dict[s
     with pytest.raises(RewardUnknown, match=r"'large', which .* does not serve; it serves jpeg"):
         scoring_on_ray(config, None).__enter__()
     config = configured(tmp_path, pipelines["epsilon"])
-    with pytest.raises(RunFailed, match="no Ray cluster answers at"):
-        scoring_on_ray(config, "127.0.0.1:1").__enter__()
+    for address, says in (("127.0.0.1:1", "no Ray cluster answers at"), ("ray://a:1", "is no address of")):
+        with pytest.raises(RunFailed, match=says):
+            scoring_on_ray(config, address).__enter__()
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(

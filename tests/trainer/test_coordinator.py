@@ -45,9 +45,8 @@ def test_a_batch_has_a_size_and_few_are_under_way() -> None:
         waiting = asyncio.create_task(merged.score(pictures(*range(14)), ["a"] * 14))
         while len(rewards.calls) < 2:
             await asyncio.sleep(0.001)
-        await asyncio.sleep(
-            0.01
-        )  # a third would be under way by now; its timer is due before those of the calls
+        # A third would be under way then: its timer is due before those of the calls.
+        await asyncio.sleep(0.01)
         assert len(rewards.calls) == 2
         assert merged.stats()["queue_depth"] == 6
         assert values(await waiting, "bright") == list(range(14))

@@ -11,8 +11,8 @@ from scipy.stats import t
 
 from trainer.config.comparison import Axis, CompareConfig
 from trainer.config.train import load_config
+from trainer.evaluating import evaluations_per_picture
 from trainer.evaluation import EvaluationResult
-from trainer.families.index import check_model
 from trainer.run_folder import RunFolder
 from trainer.search.results import SEARCH_FILE
 
@@ -117,8 +117,7 @@ def summarise(comparison: CompareConfig) -> dict[str, Any]:
     }
     runs = {name: of_method for name, of_method in runs.items() if of_method}
     config = comparison.run_config(next(iter(comparison.methods)), comparison.seeds[0])
-    each = check_model(config.model).evaluations(config.sampling.guidance)
-    evaluations = config.sampling.steps * each
+    evaluations = evaluations_per_picture(config)
     searches = [_searched(comparison, name) for name in comparison.searches]
     # Held-out noises are the same in every run, and so is what the untrained model makes of them.
     untrained = [[points[0]] for of_method in runs.values() for points in of_method][:1]

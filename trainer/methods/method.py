@@ -73,15 +73,17 @@ class Retrospective(Method):
         self._old = self._replayer.weights() if self._config.optimizer.steps_per_update > 1 else []
         self._spread = spread_of(lessons, self._ranks)
 
-    def _sampler(self, replay: Replay, step: int) -> Tensor | None:
-        """What the policy that sampled says of a replay; None in an update's first step: it is the policy.
+    def _asked(self, replay: Replay, step: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the policy that sampled says of a replay, the reference where it weighs, and the policy.
 
-        To be asked before the policy, and first of all, since it puts other weights in the place of those
-        that gradients are taken of. What it said while it sampled would be cheaper, but came in another
-        batch, or from weights with adapters in them: in bfloat16 that alone moves a whole latent's
-        log-probability by dozens.
+        In an update's first step the policy is the one that sampled. Afterwards that one is asked first of
+        all, since it puts other weights in the place of those that gradients are taken of. What it said while
+        it sampled would be cheaper, but came in another batch, or from weights with adapters in them: in
+        bfloat16 that alone moves a whole latent's log-probability by dozens.
         """
-        return None if step == self._first else self._replayer.earlier(replay, self._old)
+        sampler = None if step == self._first else self._replayer.earlier(replay, self._old)
+        references, outputs = self._references(replay), self._replayer.outputs(replay)
+        return outputs.detach() if sampler is None else sampler, references, outputs
 
 
 def spread_of(lessons: Sequence[Lesson], ranks: Ranks) -> float:

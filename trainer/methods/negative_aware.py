@@ -32,9 +32,7 @@ class NegativeAware(Retrospective):
         return optimal_PK.masked_fill(returns_PK.isnan() | ~valid_P[:, None], torch.nan)
 
     def _contrasted(self, replay: Replay, optimal_B: Tensor, *, share: float, step: int) -> Terms:
-        sampler, references = self._sampler(replay, step), self._references(replay)
-        outputs = self._replayer.outputs(replay)
-        old = outputs.detach() if sampler is None else sampler
+        old, references, outputs = self._asked(replay, step)
         optimal_N = optimal_B.repeat_interleave(replay.states_per_branch)
         errors_N = negative_aware_errors(outputs, old, (replay.targets, optimal_N), self._options.beta)
         shares_B = torch.full_like(optimal_B, share)

@@ -42,9 +42,7 @@ class PolicyGradient(Retrospective):
         return advantages_PK * valid_P[:, None]
 
     def _reinforced(self, replay: Replay, advantages_B: Tensor, *, share: float, step: int) -> Terms:
-        sampler, references = self._sampler(replay, step), self._references(replay)
-        outputs = self._replayer.outputs(replay)
-        old = outputs.detach() if sampler is None else sampler
+        old, references, outputs = self._asked(replay, step)
         log_ratios_N = self._replayer.log_probabilities(replay, outputs) - self._replayer.log_probabilities(
             replay, old
         )

@@ -12,13 +12,14 @@ from trainer.replay import Lesson
 from trainer.run import Run
 
 
-def errors_of(run: Run, lesson: Lesson) -> torch.Tensor:
-    """(P, K): mean denoising error of every branch."""
+def errors_of(run: Run, lesson: Lesson, *, step: int = 0, of_reference: bool = False) -> torch.Tensor:
+    """(P, K): mean error of every branch, from its targets or from what the reference says there."""
     rows, columns = torch.arange(4).repeat_interleave(3), torch.arange(3).repeat(4)
     replayer = run.learner._replayer
-    replay = replayer.replay(lesson.branches, rows, columns, replayer.draw(lesson, 0))
+    replay = replayer.replay(lesson.branches, rows, columns, replayer.draw(lesson, step))
     with torch.no_grad():
-        errors_N = denoising_errors(replayer.outputs(replay), replay.targets)
+        expected = replayer.references(replay) if of_reference else replay.targets
+        errors_N = denoising_errors(replayer.outputs(replay), expected)
     return replay.by_branch(errors_N).mean(1).reshape(4, 3)
 
 
@@ -54,12 +55,7 @@ def test_the_divergence_is_a_mean_over_branches_that_are_learned(
     run = started(configured(tmp_path, pipelines["epsilon"], *options))
     ((lesson, _),) = sample(run)
     run.learner.learn([lesson])  # off the reference
-    rows, columns = torch.arange(4).repeat_interleave(3), torch.arange(3).repeat(4)
-    replayer = run.learner._replayer
-    replay = replayer.replay(lesson.branches, rows, columns, replayer.draw(lesson, 2))
-    with torch.no_grad():
-        errors_N = denoising_errors(replayer.outputs(replay), replayer.references(replay))
-    divergences_PK = replay.by_branch(errors_N).mean(1).reshape(4, 3)
+    divergences_PK = errors_of(run, lesson, step=2, of_reference=True)
     assert bool((divergences_PK > 1e-6).all())
     best_P1 = lesson.selection.best_P[:, None]
     of_prompts_P = divergences_PK.mean(1) if baseline else divergences_PK.gather(1, best_P1)[:, 0]
