@@ -124,29 +124,30 @@ class Contest:
         return branching.prompts_per_micro_batch / seconds
 
     def _evaluate(self, prompts: int) -> None:
-        """The evaluations that one micro-batch needs."""
+        """The evaluations that one micro-batch needs, those that bounded activations repeat among them."""
         config, branches = self._run.config, self._run.config.branching.branches
         with torch.no_grad():
             for step in range(config.path_steps):
-                self._predict(prompts if step < config.branching.shared_steps else prompts * branches)
+                states = prompts if step < config.branching.shared_steps else prompts * branches
+                self._predict(states, self._run.policy.predict)
         pairs = config.method == "rlhf_sharpening"
         most, left = config.branches_at_a_time, prompts * (2 if pairs else 1)
         while left > 0:
             states = min(most, left) * config.loss.states_per_branch
             left -= most
-            self._predict(states).square().mean().backward()
+            self._predict(states, self._run.policy.replayed).square().mean().backward()
             if pairs:
                 with torch.no_grad(), self._run.policy.reference():
-                    self._predict(states)
+                    self._predict(states, self._run.policy.replayed)
         for parameter in self._run.policy.parameters:
             parameter.grad = None
 
-    def _predict(self, count: int) -> torch.Tensor:
+    def _predict(self, count: int, evaluate: Callable[..., torch.Tensor]) -> torch.Tensor:
         policy = self._run.policy
         samples = torch.zeros(count, *policy.latent_shape, device=policy.device)
         times = torch.full((count,), 500, device=policy.device)
         text = policy.encode(["a red circle"]).take(torch.zeros(count, dtype=torch.long))
-        return policy.predict(samples, times, text, 1.0)
+        return evaluate(samples, times, text, 1.0)
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -102,8 +102,8 @@ class Coordinator:
             self._admit(_Item(content, image, prompt, names, began))
             for content, image, prompt in zip(contents, images, prompts, strict=True)
         ]
-        # Shielded: a caller that gives up must not take away what others wait for.
-        scores = await asyncio.gather(*(asyncio.shield(item.settled) for item in items))
+        # Shielded, or a caller that gives up takes what others wait for; most are settled with the first.
+        scores = [await asyncio.shield(item.settled) for item in items]
         self._wait_s += time.monotonic() - began
         return {name: [of_item[name] for of_item in scores] for name in names}
 
