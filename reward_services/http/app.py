@@ -99,7 +99,7 @@ def _add_scoring(app: FastAPI, scoring: Scoring, limits: Limits) -> None:
     async def scores(request: Request) -> ScoreResponse:
         """Score every item by every reward named: one score or one problem each, in order."""
         asked = await read_body(request.headers.get("content-type", ""), request.stream(), limits)
-        return await scoring.answer(asked, request.state.caller)
+        return await scoring.answer(asked, request.state.caller, came=request.state.came)
 
 
 def _add_dialects(app: FastAPI, interpreter: Interpreter, *, with_pickles: bool) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,14 +25,10 @@ _MOST_FIELDS, _LONGEST_KEY = 20, 64
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A scoring request, and one image per item, in order; one that could not be taken in is its error.
-
-    `came` is when, in seconds of the monotonic clock: its deadline counts from there.
-    """
+    """A scoring request, and one image per item, in order; one that could not be taken in is its error."""
 
     request: ScoreRequest | FormRequest
     images: Sequence[ImageRef | Attachment | RewardError]
-    came: float = field(default_factory=time.monotonic)
 
 
 async def read_body(content_type: str, chunks: AsyncIterable[bytes], limits: Limits) -> Asked:
@@ -48,8 +43,7 @@ async def read_body(content_type: str, chunks: AsyncIterable[bytes], limits: Lim
     if not content_type:
         raise MediaTypeUnsupported("send a body as application/json or multipart/form-data")
     if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
-        came = time.monotonic()
-        return replace(_of_form(await read_form(content_type, chunks, limits), limits), came=came)
+        return _of_form(await read_form(content_type, chunks, limits), limits)
     body = b"".join([chunk async for chunk in chunks])
     try:
         request = ScoreRequest.model_validate_json(body)

@@ -1,6 +1,6 @@
 """The outermost ASGI layer: every request has an id, echoed, in its problems, and in its line of the log.
 
-Its time and status are counted too.
+When it came is noted, from which its deadline counts; its time and status are counted too.
 
 The line says who asked for what and how it ended; prompts, images, queries and keys are never in it.
 """
@@ -41,8 +41,8 @@ class RequestLog:
             return
         request_id = _given(dict(scope["headers"])) or uuid.uuid4().hex
         echo = [(HEADER, request_id.encode())] if self._echoes else []
-        scope.setdefault("state", {}).update(request_id=request_id, echo=echo)
         started, status = time.monotonic(), 500
+        scope.setdefault("state", {}).update(request_id=request_id, echo=echo, came=started)
 
         async def noting(message: Message) -> None:
             nonlocal status

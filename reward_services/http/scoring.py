@@ -45,20 +45,25 @@ class Scoring:
         self.load = Load()
         """How busy each reward is with what is asked for here."""
 
-    async def answer(self, asked: Asked, caller: Caller) -> ScoreResponse:
+    async def answer(self, asked: Asked, caller: Caller, *, came: float) -> ScoreResponse:
         """One score or one problem per item and reward, in order.
+
+        The deadline counts from when the request `came`, in seconds of the monotonic clock: its caller's does
+        so, too, and a body takes its time.
 
         Raises:
             RewardError: the request is refused, or nothing of it could be scored for want of rewards.
         """
         served = await self._checked(asked, caller)
         with self.load.under_way(asked.request.rewards, len(asked.images)) as answered:
-            response = await self._in_turn(asked, caller, served)
+            ends = came + min(asked.request.options.deadline_ms, self._limits.max_deadline_ms) / 1000
+            response = await self._in_turn(asked, caller, served, ends)
             answered(response.items)
         return response
 
-    async def _in_turn(self, asked: Asked, caller: Caller, served: dict[str, RewardInfo]) -> ScoreResponse:
-        ends = asked.came + min(asked.request.options.deadline_ms, self._limits.max_deadline_ms) / 1000
+    async def _in_turn(
+        self, asked: Asked, caller: Caller, served: dict[str, RewardInfo], ends: float
+    ) -> ScoreResponse:
         try:
             async with asyncio.timeout(ends - time.monotonic()) as waiting:
                 async with (
@@ -68,7 +73,9 @@ class Scoring:
                     waiting.reschedule(None)
                     return await self._scored(asked, served, ends, place)
         except TimeoutError as error:
-            raise DeadlineExceeded("the deadline passed while other callers were served") from error
+            raise DeadlineExceeded(
+                "the deadline passed while the body came, or while other callers were served"
+            ) from error
 
     async def _checked(self, asked: Asked, caller: Caller) -> dict[str, RewardInfo]:
         if len(asked.images) > self._limits.max_items:

@@ -43,9 +43,8 @@ def routes(interpreter: Interpreter) -> list[Route]:
     async def compute(reward_id: str, body: ComputeRequest, request: Request) -> ComputeResponse:
         """Score image[i] against prompt[i]; all of them or none."""
         images = [picture(data) for data in body.image]
-        caller = request.state.caller
         return ComputeResponse(
-            rewards=await interpreter.values(caller, reward_id, body.prompt, images, _WITHIN_S)
+            rewards=await interpreter.values(request, reward_id, body.prompt, images, _WITHIN_S)
         )
 
     place = "/compat/flow-factory/{reward_id}"

@@ -43,7 +43,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
             asked = _parsed(unpickled(await request.body()))
             prompts = _prompts(asked, await interpreter.reward(reward_id))
             images = [picture(image) for image in asked.images]
-            values = await interpreter.values(request.state.caller, reward_id, prompts, images, _WITHIN_S)
+            values = await interpreter.values(request, reward_id, prompts, images, _WITHIN_S)
         except RewardError as error:
             raise _told(error) from error
         return Response(pickled({"outputs": values}), media_type=RAW_MEDIA_TYPE)

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, ValidationError
+from starlette.requests import Request
 
 from reward_services.errors import ImageInvalid, RequestInvalid, RewardError, TooLarge, error_from
 from reward_services.http.bodies import Asked, explained
-from reward_services.http.keys import Caller
 from reward_services.http.scoring import Scoring
 from reward_services.images import Attachment, media_type_of
 from reward_services.rewards import Rewards, check_batch, check_known
@@ -67,13 +67,15 @@ class Interpreter:
 
     async def scores(
         self,
-        caller: Caller,
+        request: Request,
         rewards: Sequence[str],
         prompts: Sequence[str],
         images: Sequence[Image],
         within_s: float,
     ) -> ScoreResponse:
         """A score or a problem for images[i] against prompts[i] by every reward, in order.
+
+        The answer comes within so many seconds of the request's arrival.
 
         Raises:
             RequestInvalid: there is no item, or not a prompt for each image.
@@ -84,7 +86,7 @@ class Interpreter:
             # Before anything is made of them: a body of commas is millions of items.
             raise TooLarge(f"{len(images)} items; at most {self.limits.max_items} a request")
         try:
-            request = FormRequest(
+            asked = FormRequest(
                 rewards=tuple(rewards),
                 options=ScoreOptions(deadline_ms=round(1000 * within_s)),
                 items=tuple(
@@ -94,13 +96,14 @@ class Interpreter:
             )
         except ValidationError as error:
             raise explained(error) from error
-        return await self._scoring.answer(Asked(request, images), caller)
+        state = request.state
+        return await self._scoring.answer(Asked(asked, images), state.caller, came=state.came)
 
     async def values(
-        self, caller: Caller, reward: str, prompts: Sequence[str], images: Sequence[Image], within_s: float
+        self, request: Request, reward: str, prompts: Sequence[str], images: Sequence[Image], within_s: float
     ) -> list[float]:
         """As `scores` by one reward, and then `values_of` it."""
-        return values_of(await self.scores(caller, [reward], prompts, images, within_s), reward)
+        return values_of(await self.scores(request, [reward], prompts, images, within_s), reward)
 
 
 def values_of(answer: ScoreResponse, reward: str) -> list[float]:

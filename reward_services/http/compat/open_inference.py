@@ -126,7 +126,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
         """Score image[i] against prompt[i]; all of them or none."""
         asked, binary = _parsed(await request.body(), request.headers.get(_HEADER), interpreter.limits)
         prompts, images = _inputs(asked, binary)
-        answer = await interpreter.scores(request.state.caller, [reward_id], prompts, images, _WITHIN_S)
+        answer = await interpreter.scores(request, [reward_id], prompts, images, _WITHIN_S)
         values = values_of(answer, reward_id)
         score = OutputTensor(name="score", datatype="FP64", shape=[len(values)], data=values)
         version = answer.model_revisions[reward_id]

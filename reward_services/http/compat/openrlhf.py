@@ -34,9 +34,8 @@ def routes(interpreter: Interpreter) -> list[Route]:
     async def get_reward(reward_id: str, body: RewardRequest, request: Request) -> RewardResponse:
         """Score the picture in query[i] against prompts[i]; all of them or none."""
         images = [picture(query[max(query.rfind("data:image"), 0) :]) for query in body.query]
-        caller = request.state.caller
         return RewardResponse(
-            rewards=await interpreter.values(caller, reward_id, body.prompts, images, _WITHIN_S)
+            rewards=await interpreter.values(request, reward_id, body.prompts, images, _WITHIN_S)
         )
 
     return [Route("POST", "/compat/openrlhf/{reward_id}/get_reward", get_reward)]

@@ -88,7 +88,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
             return UnirlResponse(results=[], errors=[], identities=[])
         turns = [item.history[0] for item in body.requests]
         answer = await interpreter.scores(
-            request.state.caller,
+            request,
             _rewards_of(body.requests),
             [turn.text for turn in turns],
             [picture(turn.image_b64) for turn in turns],

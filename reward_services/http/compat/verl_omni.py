@@ -36,8 +36,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
         """Score images[i] against prompts[i]; all of them or none."""
         asked = _parsed(unpickled(await request.body()))
         images = [picture(image) for image in asked.images]
-        caller = request.state.caller
-        values = await interpreter.values(caller, reward_id, asked.prompts, images, _WITHIN_S)
+        values = await interpreter.values(request, reward_id, asked.prompts, images, _WITHIN_S)
         return Response(pickled({"scores": values}), media_type=RAW_MEDIA_TYPE)
 
     return [Route("POST", VERL_OMNI + "{reward_id}", score)]

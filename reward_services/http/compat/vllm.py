@@ -111,7 +111,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
         """Score every pair of a prompt and an image; all of them or none."""
         prompts, urls = _pairs(_parts(body.data_1), _parts(body.data_2))
         images = [data_uri(url) for url in urls]
-        values = await interpreter.values(request.state.caller, body.model, prompts, images, _WITHIN_S)
+        values = await interpreter.values(request, body.model, prompts, images, _WITHIN_S)
         return VllmResponse(
             id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),

@@ -1,12 +1,15 @@
 """A request's way: limits, permission, quota, its turn, its deadline, and the pixels of it all."""
 
 import asyncio
+import base64
 import io
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,8 +24,8 @@ from reward_services import (
     ScoreResponse,
     TooLarge,
 )
-from reward_services.exchange import attached, score_calls
-from reward_services.http.bodies import Asked, read_body
+from reward_services.http.app import create_app
+from reward_services.http.bodies import Asked
 from reward_services.http.keys import ANYONE, Caller
 from reward_services.http.lanes import Lanes
 from reward_services.http.metrics import Metrics
@@ -51,7 +54,7 @@ def scoring_by(rewards: Any, limits: Limits, lanes: Lanes, pixels: int = 2**30) 
 def score(rewards_here: Callable[..., Any]) -> Callable[..., ScoreResponse]:
     """Answers one request after another by a `Scoring` of its own."""
     scoring = scoring_by(rewards_here({"jpeg": JpegScorer()}), Limits(max_items=5), Lanes())
-    return lambda asked, caller=ANYONE: asyncio.run(scoring.answer(asked, caller))
+    return lambda asked, caller=ANYONE: asyncio.run(scoring.answer(asked, caller, came=time.monotonic()))
 
 
 def test_scores_and_errors_keep_their_order(score: Callable[..., ScoreResponse], draw: Draw) -> None:
@@ -89,6 +92,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.told_s = 0.0
         self.open = asyncio.Event()
 
     async def describe(self) -> list[Any]:
@@ -96,6 +100,7 @@ class Slow:
 
     async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:
         self.prompts += prompts
+        self.told_s = deadline_s
         await self.open.wait()
         return {"jpeg": JpegScorer().score(images, prompts)}
 
@@ -118,7 +123,8 @@ def test_pixels_beyond_what_may_be_held_wait_for_those_before(draw: Draw) -> Non
         scoring = scoring_by(slow, limits, Lanes(), pixels=5 * pixels)
         calls = [asking([file.getvalue()], prompt="decoded"), asking([picture] * 4, prompt="fits beside it")]
         calls.append(asking([picture], prompt="does not"))
-        tasks = [asyncio.create_task(scoring.answer(call, ANYONE)) for call in calls]
+        now = time.monotonic()
+        tasks = [asyncio.create_task(scoring.answer(call, ANYONE, came=now)) for call in calls]
         while len(slow.prompts) < 5:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # whoever else was let in would be here by now
@@ -144,7 +150,8 @@ def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(d
         ]:
             caller = Caller.model_validate({"name": name, "lane": lane})
             asked = asking(draw(1), prompt=name, deadline_ms=deadline_ms)
-            calls.append(asyncio.create_task(scoring.answer(asked, caller)))
+            answer = scoring.answer(asked, caller, came=time.monotonic())
+            calls.append(asyncio.create_task(answer))
             await asyncio.sleep(0.01)
             while not slow.prompts:
                 await asyncio.sleep(0.01)
@@ -158,23 +165,47 @@ def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(d
 
 
 def test_the_deadline_counts_from_the_requests_arrival(draw: Draw) -> None:
-    """The client's does so too: the time that a body took is no longer there."""
-
-    async def chunks(body: bytes) -> AsyncIterator[bytes]:
-        yield body[:100]
-        await asyncio.sleep(0.4)
-        yield body[100:]
-
-    async def run(deadline_s: float) -> ScoreResponse:
-        call = next(score_calls(attached(draw(1)), ["a"], ["jpeg"]))
-        asked = await read_body(call.headers["content-type"], chunks(call.body(deadline_s) or b""), Limits())
-        return await scoring.answer(asked, ANYONE)
-
+    asked = asking(draw(1), deadline_ms=5000)
     slow = Slow()
     slow.open.set()
     scoring = scoring_by(slow, Limits(), Lanes())
-    assert asyncio.run(run(5.0)).items[0].scores["jpeg"].ok
-    assert asyncio.run(run(0.3)).items[0].scores["jpeg"].error is not None
+    assert asyncio.run(scoring.answer(asked, ANYONE, came=time.monotonic() - 4)).items[0].scores["jpeg"].ok
+    with pytest.raises(DeadlineExceeded, match="while the body came"):
+        asyncio.run(scoring.answer(asked, ANYONE, came=time.monotonic() - 6))
+
+
+@pytest.mark.parametrize("form", ["json", "multipart", "vllm"])
+def test_the_time_that_a_body_took_is_no_longer_there(draw: Draw, json_item: Any, form: str) -> None:
+    item = json_item(*draw(1))
+    asked: Any = {"rewards": ["jpeg"], "items": [item], "options": {"deadline_ms": 60_000}}
+    url = f"data:image/png;base64,{item['image']['data']}"
+    picture = {"content": [{"type": "image_url", "image_url": {"url": url}}]}
+    request = httpx.Request("POST", "http://test/v1/scores", json=asked)
+    if form == "vllm":  # its answer comes within 60 s
+        sent = {"model": "jpeg", "text_1": "a", "text_2": picture}
+        request = httpx.Request("POST", "http://test/compat/vllm/score", json=sent)
+    if form == "multipart":
+        asked["items"][0]["image"] = {"part": "0"}
+        parts = {"request": (None, json.dumps(asked), "application/json")}
+        files: Any = {**parts, "0": ("0", base64.b64decode(url.partition(",")[2]), "image/png")}
+        request = httpx.Request("POST", "http://test/v1/scores", files=files)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        body = request.read()
+        yield body[:100]
+        await asyncio.sleep(0.5)
+        yield body[100:]
+
+    async def run() -> None:
+        slow = Slow()
+        slow.open.set()
+        headers = {"content-type": request.headers["content-type"]}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(slow))) as client:
+            answer = await client.post(request.url, content=slowly(), headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert 50 < slow.told_s < 59.5
+
+    asyncio.run(run())
 
 
 def test_pixels_of_a_request_are_bounded_together() -> None:

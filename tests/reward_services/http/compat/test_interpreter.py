@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from starlette.requests import Request
 
 from reward_services import (
     ImageInvalid,
@@ -52,6 +54,10 @@ def interpreter(rewards: Any) -> Interpreter:
     )
 
 
+def a_request() -> Request:
+    return Request({"type": "http", "state": {"caller": ANYONE, "came": time.monotonic()}})
+
+
 @pytest.mark.parametrize(("file_format", "media_type"), [("PNG", "png"), ("JPEG", "jpeg"), ("WEBP", "webp")])
 def test_a_picture_is_of_the_type_that_its_bytes_say(
     file_of: Callable[..., bytes], file_format: str, media_type: str
@@ -77,14 +83,14 @@ def test_an_address_that_leads_elsewhere_is_refused() -> None:
 
 def test_items_are_counted_before_anything_is_made_of_them(interpreter: Interpreter) -> None:
     with pytest.raises(TooLarge, match="at most 3 a request"):
-        asyncio.run(interpreter.values(ANYONE, "jpeg", Untouched(), Untouched(), 10))
+        asyncio.run(interpreter.values(a_request(), "jpeg", Untouched(), Untouched(), 10))
     with pytest.raises(RequestInvalid, match="one prompt per image"):
-        asyncio.run(interpreter.values(ANYONE, "jpeg", [], [ImageInvalid()], 10))
+        asyncio.run(interpreter.values(a_request(), "jpeg", [], [ImageInvalid()], 10))
 
 
 def test_no_item_is_refused(interpreter: Interpreter) -> None:
     with pytest.raises(RequestInvalid):
-        asyncio.run(interpreter.values(ANYONE, "jpeg", [], [], 10))
+        asyncio.run(interpreter.values(a_request(), "jpeg", [], [], 10))
 
 
 def test_half_a_character_is_no_text() -> None:
@@ -99,7 +105,7 @@ def test_scores_are_those_of_the_reward(
 ) -> None:
     texts = ["a red circle", "two blue squares"]
     images = [picture(file_of(text)) for text in texts]
-    values = asyncio.run(interpreter.values(ANYONE, "jpeg", texts, images, 10))
+    values = asyncio.run(interpreter.values(a_request(), "jpeg", texts, images, 10))
     exact = rewards.scorers["jpeg"].score([drawn(text) for text in texts], texts)
     assert values == [score.value for score in exact]
 
