@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reward_services import ConfigInvalid
+from reward_services import ConfigInvalid, told_s
 from reward_services.config_file import load_config as load_services
 from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
@@ -20,6 +20,8 @@ from trainer.policy import Policy
 from trainer.work import Work, sampled, work_of
 
 _REPEATS = 3
+_LEVELS, _LEVELS_OF_HTTP = 2, 4
+"""Coordinator and handles tell those below a little less time; over HTTP client and endpoint do, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,15 +235,23 @@ def _advice(config: TrainConfig, planned: Plan) -> list[str]:
     calls += [(name, one.call_s) for name, one in judged.items() if name not in planned.rewards]
     for name, call_s in calls:
         limit_s = pace.limit_s(name)
-        if call_s is not None and call_s > limit_s:
+        replica_s = _told_replica_s(limit_s, over_http=options.url is not None)
+        if call_s is not None and call_s > replica_s:
             limit = f"rewards.attempt_s={options.attempt_s:g}"
             if limit_s < options.attempt_s:
                 limit = f"half of rewards.deadline_s={options.deadline_s:g}"
             advice.append(
-                f"A call takes {name} {call_s:,.1f} s, beyond {limit}: set that higher "
+                f"A call takes {name} {call_s:,.1f} s, beyond the {replica_s:,.1f} s that a replica has of "
+                f"{limit}: set that higher "
                 "(rewards.deadline_s to twice rewards.attempt_s), or rewards.batch_images lower"
             )
     return advice + _of_calls(config, planned.rewards)
+
+
+def _told_replica_s(limit_s: float, *, over_http: bool) -> float:
+    for _ in range(_LEVELS_OF_HTTP if over_http else _LEVELS):
+        limit_s = told_s(limit_s)
+    return limit_s
 
 
 def _of_calls(config: TrainConfig, rewards: Mapping[str, Need]) -> list[str]:

@@ -1,13 +1,24 @@
 """What a run needs is said before: what rewards must do follows from the time of sampling."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import torch
 
+from reward_services import AsyncRewardClient, Score, told_s
+from reward_services.http.app import create_app
+from reward_services.merging import MergedRewards
+from reward_services.scorers import SCORERS
+from tests.rewards_here import RewardsHere
 from tests.small_run import CPU, configured
 from trainer.config import TrainConfig
+from trainer.coordinator import Coordinator
+from trainer.pace import Pace
 from trainer.plan import as_table, measured_seconds, plan
 
 
@@ -71,14 +82,52 @@ def test_a_call_that_takes_too_long_is_named(config: TrainConfig) -> None:
     """Of 6 images, two micro-batches of 2 prompts x 3 branches an update, at 0.1 a second."""
     planned = plan(config, seconds_per_evaluation=0.1, images_per_second={"jpeg": 0.1})
     assert planned.rewards["jpeg"].call_s == pytest.approx(60)
-    said = "A call takes jpeg 60.0 s, beyond rewards.attempt_s=30: set that higher"
+    said = "A call takes jpeg 60.0 s, beyond the 28.0 s that a replica has of rewards.attempt_s=30: set that"
     assert said in as_table(config, planned)
-    for deadline_s, halved in ((120.0, False), (100.0, True)):
-        times = {"attempt_s": 60.0, "deadline_s": deadline_s}
+    for deadline_s, halved in ((124.0, False), (100.0, True)):
+        times = {"attempt_s": 62.0, "deadline_s": deadline_s}
         longer = config.model_copy(update={"rewards": config.rewards.model_copy(update=times)})
         table = as_table(longer, plan(longer, seconds_per_evaluation=0.1, images_per_second={"jpeg": 0.1}))
         assert said not in table
-        assert ("A call takes jpeg 60.0 s, beyond half of rewards.deadline_s=100" in table) == halved
+        half = "jpeg 60.0 s, beyond the 48.0 s that a replica has of half of rewards.deadline_s=100"
+        assert (half in table) == halved
+        assert ("A call takes" in table) == halved
+
+
+@pytest.mark.parametrize(("by", "left_s"), [("url", 28.0), ("services", 29.0)])
+def test_a_replica_has_less_time_than_the_call(
+    pipelines: dict[str, Path], tmp_path: Path, by: str, left_s: float
+) -> None:
+    """Each level that waits tells the one below of half a second less; over HTTP there are two more."""
+    options = []
+    if by == "services":
+        services = tmp_path / "rewards.yaml"
+        services.write_text("rewards: {jpeg: {scorer: jpeg}, large: {scorer: jpeg}}", encoding="utf-8")
+        options = ["rewards.url=null", f"rewards.services={services}"]
+    config = configured(tmp_path, pipelines["epsilon"], *options)
+    for call_s, late in ((left_s - 0.1, False), (left_s + 0.1, True)):
+        rates = {"jpeg": 6 / call_s}
+        table = as_table(config, plan(config, seconds_per_evaluation=0.1, images_per_second=rates))
+        assert (f"beyond the {left_s} s that a replica has of rewards.attempt_s=30" in table) == late
+
+
+def test_the_handles_are_told_what_the_plan_says() -> None:
+    """A coordinator before the HTTP API before merged calls: handles tell the replica once more less."""
+
+    class Told(RewardsHere):
+        async def score(self, *args: Any, deadline_s: float, **kwargs: Any) -> dict[str, list[Score]]:
+            told.append(told_s(deadline_s))
+            return await super().score(*args, deadline_s=deadline_s, **kwargs)
+
+    async def run() -> None:
+        rewards = MergedRewards(Told({"jpeg": SCORERS["jpeg"]()}), calls_at_once=1)
+        client = AsyncRewardClient("http://test", transport=httpx.ASGITransport(create_app(rewards)))
+        coordinator = Coordinator(client, names=["jpeg"], pace=Pace(attempt_s=30, deadline_s=60))
+        await coordinator.score([np.zeros((8, 8, 3), np.uint8)], [""])
+
+    told: list[float] = []
+    asyncio.run(run())
+    assert 27.0 < told[0] < 28.0
 
 
 def test_a_judge_is_planned_for_by_evaluations_alone(config: TrainConfig) -> None:
@@ -91,7 +140,7 @@ def test_a_judge_is_planned_for_by_evaluations_alone(config: TrainConfig) -> Non
         "large                                    0.2 images/s of 1 replica, then 37.0 s for the last"
         in table
     )
-    assert "A call takes large 40.0 s, beyond rewards.attempt_s=30" in table
+    assert "A call takes large 40.0 s, beyond the 28.0 s that a replica has of rewards.attempt_s=30" in table
     assert plan(config).evaluation is None
 
 
