@@ -22,10 +22,11 @@ GAUGES = {
     "queue_depth": Metric("coord_queue_items", "gauge", "Images that no reward was asked for yet", ()),
     "oldest_wait_s": Metric("coord_oldest_wait_seconds", "gauge", "Longest wait without a score", ()),
 }
+DEADLINE = Metric("coord_deadline_seconds", "gauge", "The wait after which a score is given up", ())
 STALL = Metric(
     "trainer_reward_stall_seconds", "counter", "Seconds that ranks did nothing but wait for scores", ()
 )
-METRICS = (*COUNTERS.values(), *GAUGES.values(), STALL)
+METRICS = (*COUNTERS.values(), *GAUGES.values(), DEADLINE, STALL)
 
 _PERIOD_S = 1.0
 
@@ -37,7 +38,7 @@ class ObservedCoordinator(Coordinator):
         self, rewards: Rewards, *, names: Sequence[str], record: Record, pace: Pace | None = None
     ) -> None:
         super().__init__(rewards, names=names, pace=pace)
-        self._record = record
+        self._record, self._deadline_s = record, (pace or Pace()).deadline_s
         self._noted: Mapping[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self._noting: asyncio.Task[None] | None = None
 
@@ -57,6 +58,7 @@ class ObservedCoordinator(Coordinator):
                 self._record(metric, stats[name] - self._noted[name])
         for name, metric in GAUGES.items():
             self._record(metric, stats[name])
+        self._record(DEADLINE, self._deadline_s)
         self._noted = stats
 
     async def _note_regularly(self) -> None:

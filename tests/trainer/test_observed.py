@@ -62,6 +62,7 @@ def test_what_a_coordinator_counts_is_noted_once() -> None:
         coordinator.note()
         assert noted["coord_queue_items"][-1] == 3
         assert 0.05 < noted["coord_oldest_wait_seconds"][-1] < 30
+        assert noted["coord_deadline_seconds"][-1] == 180
         rewards.may_answer.set()
         await waiting
         await coordinator.score(list(images), [""] * 5)
