@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
@@ -17,6 +18,8 @@ import vllm
 from numpy.typing import NDArray
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
+from vllm.platforms import current_platform
+from vllm.platforms.interface import Platform
 from vllm.renderers.params import ChatParams, TokenizeParams
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -58,8 +61,9 @@ class EngineModel:
             settings: the others, of the same.
 
         Raises:
-            ConfigInvalid: there is no such model, or vLLM refuses it or an argument.
+            ConfigInvalid: there is no such model, vLLM refuses it or an argument, or sees no GPU.
         """
+        check_sees_gpu(current_platform)
         folder = await asyncio.to_thread(local_folder, model, revision, FILES)
         try:
             arguments = AsyncEngineArgs(
@@ -148,6 +152,16 @@ class EngineModel:
                 f"the rubric's level {level!r} is not one token of this model's; choose digits"
             )
         return tokens[-1]
+
+
+def check_sees_gpu(platform: Platform) -> None:
+    """Raises `ConfigInvalid` where vLLM computes on GPUs and sees none: its own error does not say why."""
+    on_gpu = platform.is_cuda_alike() or platform.is_unspecified()
+    if on_gpu and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        raise ConfigInvalid(
+            "the vLLM here computes on GPUs and the reward reserves none: set num_gpus to what "
+            "options.tensor_parallel_size is, or install vLLM for CPUs"
+        )
 
 
 def _control_tokens(tokenizer: Any) -> Collection[str]:

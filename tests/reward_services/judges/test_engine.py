@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -73,6 +74,30 @@ def rewards(port: int) -> Iterator[ServeRewards]:
     yield connect()
     serve.shutdown()
     ray.shutdown()
+
+
+# On this machine there is no GPU, nor a vLLM for one: the platforms are pretended.
+SEEN = """
+import os
+from reward_services.errors import ConfigInvalid
+from reward_services.judges.engine import check_sees_gpu
+from vllm.platforms.interface import Platform, PlatformEnum
+
+for kind, visible in (("CUDA", ""), ("UNSPECIFIED", ""), ("CUDA", "0"), ("CPU", "")):
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    try:
+        check_sees_gpu(type(kind, (Platform,), {"_enum": PlatformEnum[kind]})())
+        print("fine")
+    except ConfigInvalid as error:
+        print(error)
+"""
+
+
+def test_a_judge_without_a_gpu_is_told_what_it_lacks() -> None:
+    run = subprocess.run([PYTHON, "-c", SEEN], cwd=ROOT, capture_output=True, text=True, check=True)
+    said = [line.partition(":")[0] for line in run.stdout.splitlines() if line]
+    refused = "the vLLM here computes on GPUs and the reward reserves none"
+    assert said[-4:] == [refused, refused, "fine", "fine"]
 
 
 def pictures() -> tuple[list[Any], list[str]]:
