@@ -40,8 +40,9 @@ _REQUESTS_AT_ONCE = 4
 class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
-    `retries` bounds further attempts after 408, 429, 500, 503 or a lost connection; Retry-After is honoured.
-    It bounds those for items that failed alone, too, where their failure may pass.
+    `retries` bounds further attempts after 408, 429, 500, 502 to 504 or a lost connection, Retry-After being
+    honoured, and those for items that failed alone where their failure may pass. Of large batches and several
+    callers `requests_at_once` are under way, of 64 images or 32 MiB each at most; others wait.
     Arrays go over the wire as they are, files and encoded bytes too. `api_key` is sent as a bearer token.
     Until its first use a client can be sent to another process.
     """

@@ -228,6 +228,7 @@ _BY_STATUS: dict[int, type[RewardError]] = {
     422: RequestInvalid,
     429: Overloaded,
     500: ReplicaFailed,
+    502: ServerUnreachable,  # a proxy in front says so while what is behind it starts again
     503: RewardUnavailable,
     504: DeadlineExceeded,
 }
