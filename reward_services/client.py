@@ -34,15 +34,15 @@ Result = TypeVar("Result")
 
 _DESCRIBE = Call("GET", "/v1/rewards")
 _DESCRIBE_DEADLINE_S = 15.0
-_REQUESTS_AT_ONCE = 4
+REQUESTS_AT_ONCE = 4
 
 
 class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
     `retries` bounds further attempts after 408, 429, 500, 502 to 504 or a lost connection, Retry-After being
-    honoured, and those for items that failed alone where their failure may pass. Of large batches and several
-    callers `requests_at_once` are under way, of 64 images or 32 MiB each at most; others wait.
+    honoured, and those for items that failed alone where their failure may pass. `requests_at_once` are under
+    way, of at most 64 images or 32 MiB each, and others wait.
     Arrays go over the wire as they are, files and encoded bytes too. `api_key` is sent as a bearer token.
     Until its first use a client can be sent to another process.
     """
@@ -53,11 +53,12 @@ class AsyncRewardClient:
         *,
         api_key: str | None = None,
         retries: int = 4,
+        requests_at_once: int = REQUESTS_AT_ONCE,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url, self._headers, self._transport = url, _headers(api_key), transport
         self._retries = retries
-        self._sending = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+        self._sending = asyncio.Semaphore(requests_at_once)
 
     @cached_property
     def _http(self) -> httpx.AsyncClient:

@@ -184,6 +184,16 @@ def test_requests_that_wait_to_be_sent_tell_what_is_left(served: Any, draw: Draw
         assert all(score.ok for score in asyncio.run(run(url)))
 
 
+def test_as_many_requests_go_at_once_as_one_says(served: Any, draw: Draw) -> None:
+    async def run(url: str) -> list[Score]:
+        async with AsyncRewardClient(url, requests_at_once=6) as client:
+            asked = [client.score(draw(1), [""], rewards=["jpeg"], deadline_s=2.0) for _ in range(6)]
+            return [score for scores in await asyncio.gather(*asked) for score in scores["jpeg"]]
+
+    with served(create_app(Late())) as url:
+        assert all(score.ok for score in asyncio.run(run(url)))
+
+
 def test_a_key_goes_with_every_request(moody: Callable[..., tuple[str, list[str]]]) -> None:
     async def run() -> None:
         async with AsyncRewardClient(url, api_key="one") as client:
