@@ -112,7 +112,8 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.max_image_pixels:
         raise _too_many_pixels(limits)
-    if getattr(image, "n_frames", 1) != 1:
+    # A camera's JPEG may hold more, such as a small copy (MPO): the first is the picture that viewers show.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
         raise ImageInvalid("the image is animated; send one frame")
     _check_mode(image)
 

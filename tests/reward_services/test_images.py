@@ -75,6 +75,15 @@ def test_every_eight_bit_mode_becomes_rgb(mode: str) -> None:
         np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
 
 
+def test_of_a_cameras_jpeg_the_first_picture_is_read() -> None:
+    """Phones put a small copy or a depth map behind it; viewers show the first."""
+    alone, small = Image.fromarray(PICTURE), Image.fromarray(PICTURE[::2, ::2])
+    several = saved(alone, "MPO", save_all=True, append_images=[small])
+    assert attach(several).media_type == "image/jpeg"
+    decoded = read(attach(several), LIMITS)
+    np.testing.assert_array_equal(decoded, read(attach(saved(alone, "JPEG")), LIMITS))
+
+
 FRAMES = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
 HOSTILE: list[tuple[str, ImageRef, type[RewardError]]] = [
     ("no base64", ImageRef(media_type="image/png", data="a*b"), ImageInvalid),
