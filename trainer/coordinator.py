@@ -266,7 +266,7 @@ class Coordinator:
             scores = dict.fromkeys(names, [Score.failed(late)] * len(items))
         for name in names:
             for item, score in zip(items, scores[name], strict=True):
-                self._take(item, name, revisions[name], score)
+                self._take(item, name, revisions.get(name, ""), score)
         if any(_is_late(score) for of_reward in scores.values() for score in of_reward):
             return 1.0 if deadline_s > limit_s / 2 else 0.5
         return (time.monotonic() - began) / limit_s

@@ -235,6 +235,27 @@ def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
     asyncio.run(run())
 
 
+def test_a_reward_that_is_served_no_more_fails_as_that() -> None:
+    """Taken away while a call of it is to be tried again."""
+
+    class Shrinking(Brightness):
+        async def describe(self) -> list[RewardInfo]:
+            return [info for info in await super().describe() if info.id == "bright" or not self.calls]
+
+    async def run() -> None:
+        gone = Shrinking(
+            lambda call, name: None if name == "bright" else ReplicaLost() if call == 0 else RewardUnknown()
+        )
+        merged = coordinator(gone, revisions_s=0.0)
+        waiting = asyncio.create_task(merged.score(pictures(1), ["a"]))
+        while not gone.calls:
+            await asyncio.sleep(0.001)
+        await merged.score(pictures(2), ["a"], ["bright"])
+        assert (await waiting)["dark"] == [Score.failed(RewardUnknown())]
+
+    asyncio.run(run())
+
+
 def test_a_bug_behind_the_protocol_reaches_the_caller_and_blocks_nobody() -> None:
     class Broken(Brightness):
         async def score(self, *arguments: Any, **options: Any) -> dict[str, list[Score]]:
