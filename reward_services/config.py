@@ -59,8 +59,9 @@ class Autoscaling(_Section):
     min_replicas: int = Field(default=1, ge=0)
     """0: the last replica goes when nothing was asked for a while; the next request starts one."""
     max_replicas: PositiveInt = 1
-    target_ongoing_requests: PositiveFloat = 16.0
-    """Calls under way per replica; more of them start another."""
+    target_ongoing_requests: PositiveFloat = 2.0
+    """Calls under way per replica; more of them start another. They are large and few: a run's as many as its
+    rewards.calls_at_once, those of a replica of the endpoint http.images_at_once / 64."""
     look_back_period_s: float = Field(default=30.0, gt=10.0)
     """Over which the calls under way are averaged; Serve counts them every 10 s."""
     upscale_delay_s: NonNegativeFloat = 30.0

@@ -1,11 +1,17 @@
 """What settings alone can tell: a port that is taken, and who needs keys."""
 
 import socket
+from pathlib import Path
 
 import pytest
+import yaml
 
 from reward_services import ConfigInvalid
-from reward_services.config import Http, ServicesConfig
+from reward_services.config import Autoscaling, Http, ServicesConfig
+from reward_services.merging import IMAGES_A_CALL
+from trainer.config import RewardsConfig
+
+MULTI_GPU = Path(__file__).parents[2] / "deploy" / "serve" / "multi-gpu.yaml"
 
 
 def test_a_taken_port_is_found_before_anything_starts() -> None:
@@ -38,6 +44,20 @@ def test_resources_are_those_of_the_replicas_that_start_at_first() -> None:
     config = ServicesConfig.model_validate({"rewards": rewards, "http": {"num_replicas": 2, "num_cpus": 0.5}})
     assert config.resources == {"CPU": 3.0, "GPU": 0.25, "rewards": 2.0}
     assert config.model_copy(update={"http": None}).resources["CPU"] == 2
+
+
+def test_callers_have_calls_enough_under_way_to_start_replicas() -> None:
+    """Calls are merged ones: neither a run nor an endpoint has so many that a high target is reached."""
+    target = Autoscaling().target_ongoing_requests
+    assert RewardsConfig().calls_at_once / target > 1
+    assert Http().images_at_once / IMAGES_A_CALL / target > 1
+    (application,) = yaml.safe_load(MULTI_GPU.read_text(encoding="utf-8"))["applications"]
+    services = ServicesConfig.model_validate(application["args"])
+    assert services.http is not None
+    calls = services.http.num_replicas * services.http.images_at_once / IMAGES_A_CALL
+    for reward in services.rewards.values():
+        assert reward.autoscaling is not None
+        assert calls / reward.autoscaling.target_ongoing_requests >= reward.autoscaling.max_replicas
 
 
 def test_rewards_that_leave_a_gpu_unreserved_are_known() -> None:
