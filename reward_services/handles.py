@@ -43,6 +43,8 @@ class ServeRewards:
         self._known: dict[str, RewardInfo] = {}
         self._asked_at = -float("inf")
         self._asking: asyncio.Task[None] | None = None
+        self._asleep: set[str] = set()
+        self._looking: asyncio.Task[set[str]] | None = None
 
     def __reduce__(self) -> tuple[type[ServeRewards], tuple[dict[str, DeploymentHandle[Any]]]]:
         return ServeRewards, (self._handles,)
@@ -80,11 +82,20 @@ class ServeRewards:
         return dict(zip(rewards, scores, strict=True))
 
     async def _ask(self) -> None:
-        asleep = await asyncio.to_thread(_asleep, {handle.app_name for handle in self._handles.values()})
-        awake = [name for name in self._handles if name not in self._known or name not in asleep]
+        await self._look_who_sleeps()
+        awake = [name for name in self._handles if name not in self._known or name not in self._asleep]
         answers = await asyncio.gather(*(self._described(name) for name in awake))
         self._known |= {info.id: info for info in answers}
         self._asked_at = time.monotonic()
+
+    async def _look_who_sleeps(self) -> None:
+        """Serve's controller says so; while it is gone, as with the head, replicas answer without it."""
+        if self._looking is None or self._looking.done():
+            applications = {handle.app_name for handle in self._handles.values()}
+            self._looking = asyncio.create_task(asyncio.to_thread(_asleep, applications))
+        await asyncio.wait([self._looking], timeout=_DESCRIBE_TIMEOUT_S)
+        if self._looking.done() and self._looking.exception() is None:
+            self._asleep = self._looking.result()
 
     async def _described(self, name: str) -> RewardInfo:
         try:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +31,7 @@ from reward_services.handles import ServeRewards, _reward_error
 from reward_services.merging import MergedRewards
 from reward_services.ownership import own_application
 from reward_services.scorers.jpeg import JpegScorer
+from tests.processes import pids_titled
 
 Draw = Callable[..., list[Any]]
 
@@ -101,6 +104,34 @@ def until_asleep() -> None:
         time.sleep(0.2)
 
 
+async def until_known(rewards: ServeRewards) -> None:
+    """Asked for the first time, one that sleeps already is woken, and answers when it is up."""
+    async with asyncio.timeout(60):
+        while len(rewards._known) < 2:
+            with contextlib.suppress(RewardNotReady):
+                await rewards.describe()
+
+
+def test_replicas_answer_while_serves_controller_does_not(rewards: ServeRewards, draw: Draw) -> None:
+    """It is gone with the head of a cluster; replicas are not, and what is served is known."""
+
+    async def run() -> None:
+        await until_known(rewards)
+        os.kill(controller, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                rewards._asked_at = -float("inf")
+                async with asyncio.timeout(10):
+                    assert {info.id for info in await rewards.describe()} == {"awake", "sleepy"}
+            scores = await rewards.score(draw(2), [""] * 2, rewards=["awake"], deadline_s=10)
+        finally:
+            os.kill(controller, signal.SIGCONT)
+        assert scores["awake"] == JpegScorer().score(draw(2), [""] * 2)
+
+    (controller,) = pids_titled("ServeController")
+    asyncio.run(run())
+
+
 def test_to_zero_and_back(rewards: ServeRewards, draw: Draw) -> None:
     """Asking what is served neither wakes a reward nor calls it unready; scoring wakes it in time."""
 
@@ -108,19 +139,12 @@ def test_to_zero_and_back(rewards: ServeRewards, draw: Draw) -> None:
         rewards._asked_at = -float("inf")
         return {info.id: info.ready for info in await rewards.describe()}
 
-    async def known() -> None:
-        """Asked for the first time, one that sleeps already is woken, and answers when it is up."""
-        async with asyncio.timeout(60):
-            while len(rewards._known) < 2:
-                with contextlib.suppress(RewardNotReady):
-                    await rewards.describe()
-
     async def score() -> None:
         scores = await rewards.score(draw(2), [""] * 2, rewards=["sleepy", "awake"], deadline_s=60)
         exact = JpegScorer().score(draw(2), [""] * 2)
         assert scores == {"sleepy": exact, "awake": exact}
 
-    asyncio.run(known())
+    asyncio.run(until_known(rewards))
     until_asleep()
     assert asyncio.run(ready()) == {"awake": True, "sleepy": True}
     time.sleep(2)
