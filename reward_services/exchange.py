@@ -12,7 +12,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from reward_services.errors import BadAnswer, DeadlineExceeded, RewardError, error_from
+from reward_services.errors import (
+    BadAnswer,
+    DeadlineExceeded,
+    PromptInvalid,
+    RequestInvalid,
+    RewardError,
+    error_from,
+)
 from reward_services.images import Attachment, Picture, attach
 from reward_services.schema import (
     FormItem,
@@ -177,6 +184,7 @@ def scoring(
         BadAnswer: a reply does not answer each item of its call with each reward.
     """
     ends = time.monotonic() + deadline_s
+    images = [_sendable(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     scores: dict[str, list[Score]] = {}
     left = list(range(len(images)))
     for attempt in range(retries + 1):
@@ -223,6 +231,15 @@ def _attached_one(picture: Picture) -> Attached:
         return error
 
 
+def _sendable(image: Attached, prompt: str) -> Attached:
+    """The image, or why its prompt cannot go with it: Python's strings may hold halves of characters."""
+    try:
+        prompt.encode()
+    except (AttributeError, UnicodeEncodeError):
+        return PromptInvalid("a prompt is text of whole characters")
+    return image
+
+
 def score_calls(images: Sequence[Attached], prompts: Sequence[str], rewards: Sequence[str]) -> Iterator[Call]:
     """The requests that score every image which can be sent, in order."""
     chosen: list[tuple[Attachment, str]] = []
@@ -243,8 +260,11 @@ def _score_call(chosen: Sequence[tuple[Attachment, str]], rewards: Sequence[str]
         FormItem(prompt=prompt, image=PartRef(part=str(number), shape=image.shape))
         for number, (image, prompt) in enumerate(chosen)
     )
-    parts = tuple(image for image, _ in chosen)
-    return Call("POST", "/v1/scores", FormRequest(rewards=tuple(rewards), items=items), parts)
+    try:
+        request = FormRequest(rewards=tuple(rewards), items=items)
+    except ValidationError as error:
+        raise RequestInvalid(f"rewards {list(rewards)}: {error.errors()[0]['msg']}") from error
+    return Call("POST", "/v1/scores", request, tuple(image for image, _ in chosen))
 
 
 def merged(
@@ -268,14 +288,13 @@ def merged(
         said = [set(answer.model_revisions), *(set(item.scores) for item in answer.items)]
         if len(answer.items) != asked or any(names != set(rewards) for names in said):
             raise BadAnswer(f"{reply.url} did not answer every image with every reward")
-        answered += [_by_revision(item.scores, answer.model_revisions) for item in answer.items]
+        by = answer.model_revisions
+        answered += [
+            {name: score.by(by[name]) for name, score in item.scores.items()} for item in answer.items
+        ]
     remaining = iter(answered)
     per_image = [
         dict.fromkeys(rewards, Score.failed(image)) if isinstance(image, RewardError) else next(remaining)
         for image in images
     ]
     return {reward: [scores[reward] for scores in per_image] for reward in rewards}
-
-
-def _by_revision(scores: dict[str, Score], revisions: dict[str, str]) -> dict[str, Score]:
-    return {reward: score.by(revisions[reward]) for reward, score in scores.items()}

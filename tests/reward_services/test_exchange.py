@@ -11,8 +11,10 @@ from reward_services import (
     DeadlineExceeded,
     ImageInvalid,
     Overloaded,
+    PromptInvalid,
     ReplicaFailed,
     ReplicaLost,
+    RequestInvalid,
     RewardError,
     Score,
     ScoredItem,
@@ -234,6 +236,27 @@ def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
     scores = merged(images, ["jpeg"], calls, [answer(2)])["jpeg"]
     assert [(score.value, score.revision) for score in scores] == [(0.0, "r7"), (None, None), (1.0, "r7")]
     assert scores[1] == Score.failed(ImageInvalid("cannot read no such file: No such file or directory"))
+
+
+def test_a_prompt_that_is_no_text_fails_alone() -> None:
+    """Half of a character comes out of JSON, None out of a table with gaps."""
+    prompts: list[Any] = ["a", "\ud800", None, "b"]
+    steps = scoring(attached([PICTURE] * 4), prompts, ["jpeg"], deadline_s=9.0, retries=0)
+    ask = next(steps)
+    assert isinstance(ask, Ask)
+    assert ask.calls[0].request is not None
+    assert [item.prompt for item in ask.calls[0].request.items] == ["a", "b"]
+    with pytest.raises(StopIteration) as caught:
+        steps.send([answer(2)])
+    scores = caught.value.value["jpeg"]
+    assert [score.value for score in scores] == [0.0, None, None, 1.0]
+    assert scores[1] == scores[2] == Score.failed(PromptInvalid("a prompt is text of whole characters"))
+
+
+@pytest.mark.parametrize("rewards", [[], ["jpeg", "jpeg"], ["j" * 65]])
+def test_rewards_that_no_request_can_name_are_a_typed_error(rewards: list[str]) -> None:
+    with pytest.raises(RequestInvalid, match="rewards"):
+        next(scoring(attached([PICTURE]), ["a"], rewards, deadline_s=9.0, retries=0))
 
 
 def test_large_images_go_in_requests_of_few() -> None:
