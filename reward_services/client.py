@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import httpx
 
@@ -37,6 +37,14 @@ _DESCRIBE_DEADLINE_S = 15.0
 REQUESTS_AT_ONCE = 4
 
 
+class _Opened(NamedTuple):
+    """What belongs to an event loop: another one, as of a second `asyncio.run`, can use nothing of it."""
+
+    loop: asyncio.AbstractEventLoop
+    http: httpx.AsyncClient
+    sending: asyncio.Semaphore
+
+
 class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
@@ -57,14 +65,18 @@ class AsyncRewardClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url, self._headers, self._transport = url, _headers(api_key), transport
-        self._retries = retries
-        self._sending = asyncio.Semaphore(requests_at_once)
+        self._retries, self._at_once = retries, requests_at_once
+        self._opened: _Opened | None = None
 
-    @cached_property
-    def _http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self._url, headers=self._headers, transport=self._transport, timeout=None
-        )
+    @property
+    def _here(self) -> _Opened:
+        loop = asyncio.get_running_loop()
+        if self._opened is None or self._opened.loop is not loop:
+            http = httpx.AsyncClient(
+                base_url=self._url, headers=self._headers, transport=self._transport, timeout=None
+            )
+            self._opened = _Opened(loop, http, asyncio.Semaphore(self._at_once))
+        return self._opened
 
     async def describe(self) -> list[RewardInfo]:
         """What the server offers."""
@@ -86,7 +98,7 @@ class AsyncRewardClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._here.http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,13 +118,11 @@ class AsyncRewardClient:
         return await exchanged(exchange(deadline_s, self._retries), partial(self._sent, call))
 
     async def _sent(self, call: Call, step: Send) -> Reply | RewardError:
-        ends = time.monotonic() + step.left_s
+        ends, here = time.monotonic() + step.left_s, self._here
         try:
-            async with asyncio.timeout(step.left_s), self._sending:
+            async with asyncio.timeout(step.left_s), here.sending:
                 body = call.body(told_s(ends - time.monotonic()))
-                response = await self._http.request(
-                    call.method, call.path, content=body, headers=call.headers
-                )
+                response = await here.http.request(call.method, call.path, content=body, headers=call.headers)
         except TimeoutError:
             return _late(step.left_s)
         except httpx.TransportError as error:
