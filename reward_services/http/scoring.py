@@ -73,9 +73,7 @@ class Scoring:
                     waiting.reschedule(None)
                     return await self._scored(asked, served, ends, place)
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the deadline passed while the body came, or while other callers were served"
-            ) from error
+            raise DeadlineExceeded("the deadline passed while other callers were served") from error
 
     async def _checked(self, asked: Asked, caller: Caller) -> dict[str, RewardInfo]:
         if len(asked.images) > self._limits.max_items:
@@ -133,7 +131,7 @@ def decode_all(asked: Asked, limits: Limits, ends: float) -> list[Decoded]:
     left = limits.max_request_pixels
     for item, image in zip(asked.request.items, asked.images, strict=True):
         if time.monotonic() > ends:
-            decoded.append(DeadlineExceeded("the deadline passed while the images before were decoded"))
+            decoded.append(DeadlineExceeded("the deadline passed before the image was decoded"))
             continue
         bounds = limits.model_copy(update={"max_image_pixels": min(limits.max_image_pixels, left)})
         decoded.append(_decode_one(item.prompt, image, bounds))

@@ -1,6 +1,7 @@
 """Both clients against the real application: the same scores, typed errors, deadlines and retries."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -194,16 +195,18 @@ def test_as_many_requests_go_at_once_as_one_says(served: Any, draw: Draw) -> Non
         assert all(score.ok for score in asyncio.run(run(url)))
 
 
-@pytest.mark.filterwarnings("default::ResourceWarning")  # of the loop before, which is closed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # connections of a loop that is closed
 def test_a_client_may_be_used_by_one_event_loop_after_another(rewards: Any, served: Any, draw: Draw) -> None:
-    async def ask() -> list[Score]:
+    async def ask(client: AsyncRewardClient) -> list[Score]:
         asked = [client.score(draw(1), [""], rewards=["jpeg"]) for _ in range(6)]
         return [score for scores in await asyncio.gather(*asked) for score in scores["jpeg"]]
 
     with served(create_app(rewards)) as url:
         client = AsyncRewardClient(url)
         for _ in range(3):
-            assert all(score.ok for score in asyncio.run(ask()))
+            assert all(score.ok for score in asyncio.run(ask(client)))
+        del client
+        gc.collect()
 
 
 def test_a_key_goes_with_every_request(moody: Callable[..., tuple[str, list[str]]]) -> None:
