@@ -13,7 +13,7 @@ import torch
 from reward_services import AsyncRewardClient, Score, told_s
 from reward_services.http.app import create_app
 from reward_services.merging import MergedRewards
-from reward_services.scorers import SCORERS
+from reward_services.scorers.jpeg import JpegScorer
 from tests.rewards_here import RewardsHere
 from tests.small_run import CPU, configured
 from trainer.config import TrainConfig
@@ -120,7 +120,7 @@ def test_the_handles_are_told_what_the_plan_says() -> None:
             return await super().score(*args, deadline_s=deadline_s, **kwargs)
 
     async def run() -> None:
-        rewards = MergedRewards(Told({"jpeg": SCORERS["jpeg"]()}), calls_at_once=1)
+        rewards = MergedRewards(Told({"jpeg": JpegScorer()}), calls_at_once=1)
         client = AsyncRewardClient("http://test", transport=httpx.ASGITransport(create_app(rewards)))
         coordinator = Coordinator(client, names=["jpeg"], pace=Pace(attempt_s=30, deadline_s=60))
         await coordinator.score([np.zeros((8, 8, 3), np.uint8)], [""])
