@@ -171,14 +171,13 @@ class Coordinator:
     async def _asked(self, *, may_retry: bool) -> bool:
         """Whether the revisions are known; old ones are good enough while the rewards do not answer."""
         try:
-            infos = await self._rewards.describe()
+            self._revisions = {info.id: info.revision for info in await self._rewards.describe()}
         except RewardError as error:
             if not self._revisions and not (error.retryable and may_retry):
                 raise
-            return bool(self._revisions)
-        self._revisions = {info.id: info.revision for info in infos}
-        self._revisions_at = time.monotonic()
-        return True
+        if self._revisions:  # old ones, too: asked for each call, a server that is gone would hold all up
+            self._revisions_at = time.monotonic()
+        return bool(self._revisions)
 
     def _send_when_due(self) -> None:
         if len(self._queue) >= self._pace.batch_images:

@@ -207,7 +207,7 @@ def test_rewards_that_are_not_up_yet_are_waited_for() -> None:
     class Starting(Brightness):
         asked = 0
 
-        async def describe(self) -> list[RewardInfo]:
+        async def describe(self, rewards: Any = None) -> list[RewardInfo]:
             self.asked += 1
             if self.asked < 3:
                 raise RewardNotReady("starting")
@@ -218,6 +218,31 @@ def test_rewards_that_are_not_up_yet_are_waited_for() -> None:
     assert rewards.asked == 3
     with pytest.raises(RewardNotReady):
         asyncio.run(coordinator(Starting(), deadline_s=0.1).score(pictures(5), ["a"]))
+
+
+def test_rewards_that_cannot_be_asked_any_more_are_asked_once_in_a_while() -> None:
+    """Not by each call: of many at a time, one would wait for the other until none is in time."""
+
+    class Gone(Brightness):
+        asked = 0
+
+        async def describe(self, rewards: Any = None) -> list[RewardInfo]:
+            self.asked += 1
+            if self.asked > 1:
+                await asyncio.sleep(0.2)
+                raise RewardNotReady("gone")
+            return await super().describe()
+
+    async def run() -> None:
+        gone = Gone()
+        merged = coordinator(gone, revisions_s=0.5)
+        await merged.score(pictures(0), ["a"])
+        await asyncio.sleep(0.5)
+        scores = await asyncio.gather(*(merged.score(pictures(n), ["a"]) for n in range(1, 9)))
+        assert [values(one, "bright") for one in scores] == [[n] for n in range(1, 9)]
+        assert gone.asked == 2
+
+    asyncio.run(run())
 
 
 def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
@@ -239,7 +264,7 @@ def test_a_reward_that_is_served_no_more_fails_as_that() -> None:
     """Taken away while a call of it is to be tried again."""
 
     class Shrinking(Brightness):
-        async def describe(self) -> list[RewardInfo]:
+        async def describe(self, rewards: Any = None) -> list[RewardInfo]:
             return [info for info in await super().describe() if info.id == "bright" or not self.calls]
 
     async def run() -> None:
