@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -78,9 +79,14 @@ class AsyncRewardClient:
             self._opened = _Opened(loop, http, asyncio.Semaphore(self._at_once))
         return self._opened
 
-    async def describe(self) -> list[RewardInfo]:
-        """What the server offers."""
-        return list(parsed(RewardList, await self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+    async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
+        """What the server offers, all of it or these rewards."""
+        if rewards is None:
+            return list(parsed(RewardList, await self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+        replies = await asyncio.gather(
+            *(self._reply(_describing(name), _DESCRIBE_DEADLINE_S) for name in rewards)
+        )
+        return [parsed(RewardInfo, reply) for reply in replies]
 
     async def score(
         self,
@@ -182,9 +188,12 @@ class RewardClient:
         self._retries = retries
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), transport=transport)
 
-    def describe(self) -> list[RewardInfo]:
-        """What the server offers."""
-        return list(parsed(RewardList, self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+    def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
+        """As `AsyncRewardClient.describe`."""
+        if rewards is None:
+            return list(parsed(RewardList, self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+        replies = [self._reply(_describing(name), _DESCRIBE_DEADLINE_S) for name in rewards]
+        return [parsed(RewardInfo, reply) for reply in replies]
 
     def score(
         self,
@@ -237,6 +246,10 @@ class RewardClient:
         except httpx.TransportError as error:
             return _lost(error)
         return _reply(response)
+
+
+def _describing(reward: str) -> Call:
+    return Call("GET", f"/v1/rewards/{quote(reward, safe='')}")
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -29,7 +29,7 @@ from reward_services.images import packed
 from reward_services.rewards import check_batch, check_known, told_s
 from reward_services.schema import RewardInfo, Score
 
-_FRESH_S, _STALE_S, _DESCRIBE_TIMEOUT_S = 5.0, 15.0, 2.0
+_FRESH_S, _STALE_S, _MISSED_S, _DESCRIBE_TIMEOUT_S = 5.0, 15.0, 1.0, 2.0
 
 
 class ServeRewards:
@@ -41,6 +41,7 @@ class ServeRewards:
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = dict(handles)
         self._known: dict[str, RewardInfo] = {}
+        self._missed: dict[str, RewardError] = {}
         self._asked_at = -float("inf")
         self._asking: asyncio.Task[None] | None = None
         self._asleep: set[str] = set()
@@ -49,18 +50,28 @@ class ServeRewards:
     def __reduce__(self) -> tuple[type[ServeRewards], tuple[dict[str, DeploymentHandle[Any]]]]:
         return ServeRewards, (self._handles,)
 
-    async def describe(self) -> list[RewardInfo]:
-        """Every reward, at most 15 s old; one that does not answer is as last known, but not ready.
+    async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
+        """Every reward or these, at most 15 s old; one that does not answer is as last known, but not ready.
 
         A reward that has scaled to zero is as last known: asking would wake it. Whoever calls, the rewards
         are asked once at a time, and from 5 s on in the background: every scoring request comes through here.
+
+        Raises:
+            RewardUnknown: one of these is not served.
+            RewardNotReady: one of them has never answered; who does not ask for it does not wait for it.
         """
+        names = list(self._handles if rewards is None else rewards)
+        check_known(names, self._handles)
         age_s = time.monotonic() - self._asked_at
-        if age_s > _FRESH_S and (self._asking is None or self._asking.done()):
+        asked_again_s = _FRESH_S if len(self._known) == len(self._handles) else _MISSED_S
+        if age_s > asked_again_s and (self._asking is None or self._asking.done()):
             self._asking = asyncio.create_task(self._ask())
-        if self._asking is not None and (age_s > _STALE_S or len(self._known) < len(self._handles)):
+        if self._asking is not None and (age_s > _STALE_S or not self._known.keys() >= set(names)):
             await asyncio.shield(self._asking)
-        return list(self._known.values())
+        for name in names:
+            if name not in self._known:
+                raise RewardNotReady(f"reward {name} does not answer yet: {self._missed[name]}")
+        return [self._known[name] for name in names]
 
     async def score(
         self,
@@ -85,7 +96,8 @@ class ServeRewards:
         await self._look_who_sleeps()
         awake = [name for name in self._handles if name not in self._known or name not in self._asleep]
         answers = await asyncio.gather(*(self._described(name) for name in awake))
-        self._known |= {info.id: info for info in answers}
+        self._known |= {info.id: info for info in answers if isinstance(info, RewardInfo)}
+        self._missed = {n: one for n, one in zip(awake, answers, strict=True) if isinstance(one, RewardError)}
         self._asked_at = time.monotonic()
 
     async def _look_who_sleeps(self) -> None:
@@ -97,14 +109,14 @@ class ServeRewards:
         if self._looking.done() and self._looking.exception() is None:
             self._asleep = self._looking.result()
 
-    async def _described(self, name: str) -> RewardInfo:
+    async def _described(self, name: str) -> RewardInfo | RewardError:
+        """An error of one that does not answer and never has."""
         try:
             response = self._handles[name].describe.remote()
             info: RewardInfo = await _answer(name, response, _DESCRIBE_TIMEOUT_S)
         except RewardError as error:
-            if name not in self._known:
-                raise RewardNotReady(f"reward {name} does not answer yet: {error}") from error
-            return self._known[name].model_copy(update={"ready": False})
+            known = self._known.get(name)
+            return known.model_copy(update={"ready": False}) if known else error
         return info
 
     async def _scored(self, name: str, images: Any, prompts: list[str], deadline_s: float) -> list[Score]:

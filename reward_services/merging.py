@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,9 +49,9 @@ class MergedRewards:
         self._under_way: Counter[Names] = Counter()
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
         """As the rewards behind."""
-        return await self._rewards.describe()
+        return await self._rewards.describe(rewards)
 
     async def score(
         self,

@@ -22,8 +22,8 @@ _MARGIN, _MOST_MARGIN_S = 0.1, 0.5
 class Rewards(Protocol):
     """Images and prompts in, scores out. Every method raises `RewardError` subclasses only."""
 
-    async def describe(self) -> list[RewardInfo]:
-        """What is served; raises `RewardUnavailable` while that is not known."""
+    async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
+        """What is served, all of it or these rewards; raises `RewardUnavailable` while that is not known."""
         ...
 
     async def score(

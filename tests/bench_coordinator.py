@@ -39,7 +39,7 @@ class SleepingReplicas:
     def __init__(self, replicas: int, batch_s: float) -> None:
         self._free, self._batch_s = asyncio.Semaphore(replicas), batch_s
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [
             RewardInfo(
                 id="sleep",

@@ -23,7 +23,7 @@ class Brightness:
         self.delay_s = 0.0
         self._trouble = trouble
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         about = {
             "range": (None, None),
             "higher_is_better": True,

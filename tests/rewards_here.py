@@ -1,10 +1,11 @@
 """`Rewards` by plain scorers in this process: the third backend, without Ray or HTTP."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from reward_services import RewardInfo, Score
+from reward_services.rewards import check_known
 from reward_services.scorers.scorer import Scorer
 
 
@@ -14,8 +15,10 @@ class RewardsHere:
     def __init__(self, scorers: Mapping[str, Scorer[Any, Any]]) -> None:
         self.scorers = scorers
 
-    async def describe(self) -> list[RewardInfo]:
-        return [scorer.describe(name, max_items=64) for name, scorer in self.scorers.items()]
+    async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
+        names = list(self.scorers if rewards is None else rewards)
+        check_known(names, self.scorers)
+        return [self.scorers[name].describe(name, max_items=64) for name in names]
 
     async def score(
         self, images: Sequence[Any], prompts: Sequence[str], *, rewards: Sequence[str], deadline_s: float

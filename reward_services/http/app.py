@@ -44,7 +44,7 @@ from reward_services.http.quota import Quotas
 from reward_services.http.request_log import RequestLog
 from reward_services.http.room import Room
 from reward_services.http.scoring import Scoring
-from reward_services.rewards import Rewards, check_known, check_ready
+from reward_services.rewards import Rewards, check_ready
 from reward_services.schema import Limits, LoadReport, Problem, RewardInfo, RewardList, ScoreResponse
 
 
@@ -118,9 +118,8 @@ def _add_rewards(app: FastAPI, rewards: Rewards, limits: Limits) -> None:
     @app.get("/v1/rewards/{reward_id}")
     async def show_reward(reward_id: str) -> RewardInfo:
         """One reward."""
-        served = {info.id: info for info in await rewards.describe()}
-        check_known([reward_id], served)
-        return served[reward_id]
+        (info,) = await rewards.describe([reward_id])
+        return info
 
 
 def _add_load(app: FastAPI, rewards: Rewards, load: Load) -> None:

@@ -19,7 +19,7 @@ from reward_services.http.metrics import Metrics
 from reward_services.http.quota import Quotas
 from reward_services.http.room import Place, Room
 from reward_services.images import Attachment, decode, read
-from reward_services.rewards import Rewards, check_known
+from reward_services.rewards import Rewards
 from reward_services.schema import (
     FormRequest,
     ImageRef,
@@ -78,8 +78,7 @@ class Scoring:
     async def _checked(self, asked: Asked, caller: Caller) -> dict[str, RewardInfo]:
         if len(asked.images) > self._limits.max_items:
             raise TooLarge(f"{len(asked.images)} items; at most {self._limits.max_items} a request")
-        served = {info.id: info for info in await self._rewards.describe()}
-        check_known(asked.request.rewards, served)
+        served = {info.id: info for info in await self._rewards.describe(asked.request.rewards)}
         caller.check_may_use(asked.request.rewards)
         if caller.images_per_minute is not None:
             self._quotas.charge(caller.name, caller.images_per_minute, len(asked.images))

@@ -28,7 +28,7 @@ class Counting:
         self.calls: list[Sequence[Any]] = []
         self._pause_s, self._error = pause_s, error
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [JpegScorer().describe("jpeg", max_items=64)]
 
     async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:

@@ -51,6 +51,21 @@ def test_the_async_client_scores_as_the_rewards_do(rewards: Any, draw: Draw) -> 
     assert [score.ok for score in scores["verifier"]] == [True] * 69 + [False]
 
 
+def test_a_client_asks_about_all_rewards_or_some(rewards: Any, served: Any) -> None:
+    async def run(url: str) -> None:
+        async with AsyncRewardClient(url) as client:
+            assert [info.id for info in await client.describe(["verifier"])] == ["verifier"]
+            with pytest.raises(RewardUnknown, match="did you mean 'jpeg'"):
+                await client.describe(["jpeg", "jpg"])
+
+    with served(create_app(rewards)) as url:
+        asyncio.run(run(url))
+        with RewardClient(url) as client:
+            assert client.describe(["verifier", "jpeg"]) == client.describe()[::-1]
+            with pytest.raises(RewardUnknown):
+                client.describe(["a/b ü"])
+
+
 def test_errors_arrive_as_what_they_were(rewards: Any, draw: Draw) -> None:
     async def run() -> None:
         transport = httpx.ASGITransport(create_app(rewards))
@@ -140,7 +155,7 @@ class Late:
     def __init__(self) -> None:
         self.calls = 0
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [JpegScorer().describe("jpeg", max_items=8)]
 
     async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
@@ -15,6 +16,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 
 from reward_services import (
     Overloaded,
@@ -28,6 +30,7 @@ from reward_services import (
 from reward_services.config import ServicesConfig
 from reward_services.deployments import connect, deploy, deployed_for_run
 from reward_services.handles import ServeRewards, _reward_error
+from reward_services.http.app import create_app
 from reward_services.merging import MergedRewards
 from reward_services.ownership import own_application
 from reward_services.scorers.jpeg import JpegScorer
@@ -129,6 +132,33 @@ def test_replicas_answer_while_serves_controller_does_not(rewards: ServeRewards,
         assert scores["awake"] == JpegScorer().score(draw(2), [""] * 2)
 
     (controller,) = pids_titled("ServeController")
+    asyncio.run(run())
+
+
+def test_a_reward_that_never_answers_keeps_nobody_from_the_others(
+    rewards: ServeRewards, draw: Draw, json_item: Callable[..., Any]
+) -> None:
+    """As after it was served again with a mistake: an endpoint that has started since knows the others."""
+
+    async def run() -> None:
+        gone: Any = DeploymentHandle("gone", own_application())
+        served = MergedRewards(ServeRewards({**rewards._handles, "gone": gone}), calls_at_once=1)
+        transport = httpx.ASGITransport(create_app(served))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def status(*names: str) -> int:
+                asked = {"rewards": names, "items": [json_item(*draw(1))], "options": {"deadline_ms": 9000}}
+                return (await client.post("/v1/scores", json=asked)).status_code
+
+            assert [await status("awake"), await status("gone"), await status("gnoe")] == [200, 503, 404]
+            assert await status("awake", "gone") == 503
+            began = time.monotonic()
+            assert await status("awake") == 200
+            assert time.monotonic() - began < 1
+            places = ("/v1/rewards/awake", "/v1/rewards/gone", "/readyz", "/v2/models/awake/ready")
+            assert [(await client.get(place)).status_code for place in places] == [200, 503, 503, 200]
+
+    asyncio.run(until_known(rewards))
     asyncio.run(run())
 
 

@@ -23,7 +23,7 @@ class Behind:
         self.open = asyncio.Event()
         self.lost = False
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [JpegScorer().describe("jpeg", max_items=8)]
 
     async def score(

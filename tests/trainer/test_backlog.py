@@ -91,7 +91,7 @@ class Sleeping:
         self._free = {name: asyncio.Semaphore(of_reward.count) for name, of_reward in replicas.items()}
         self.answered_at: dict[str, float] = {}
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [
             RewardInfo(
                 id=name,

@@ -19,7 +19,7 @@ class Slow:
         self.may_answer = asyncio.Event()
         self.calls = 0
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [
             RewardInfo(
                 id="slow",

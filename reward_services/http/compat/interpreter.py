@@ -13,7 +13,7 @@ from reward_services.errors import ImageInvalid, RequestInvalid, RewardError, To
 from reward_services.http.bodies import Asked, explained
 from reward_services.http.scoring import Scoring
 from reward_services.images import Attachment, media_type_of
-from reward_services.rewards import Rewards, check_batch, check_known
+from reward_services.rewards import Rewards, check_batch
 from reward_services.schema import (
     FormItem,
     FormRequest,
@@ -61,9 +61,8 @@ class Interpreter:
 
     async def reward(self, name: str) -> RewardInfo:
         """The reward of that name; raises `RewardUnknown` when there is none."""
-        served = {info.id: info for info in await self.served()}
-        check_known([name], served)
-        return served[name]
+        (info,) = await self._rewards.describe([name])
+        return info
 
     async def scores(
         self,

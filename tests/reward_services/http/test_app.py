@@ -198,7 +198,7 @@ class Failing:
     def __init__(self, error: Exception, *, when: str) -> None:
         self._error, self._when = error, when
 
-    async def describe(self) -> list[Any]:
+    async def describe(self, rewards: Any = None) -> list[Any]:
         if self._when == "describe":
             raise self._error
         from reward_services import RewardInfo

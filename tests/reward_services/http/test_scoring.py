@@ -95,7 +95,7 @@ class Slow:
         self.told_s = 0.0
         self.open = asyncio.Event()
 
-    async def describe(self) -> list[Any]:
+    async def describe(self, rewards: Any = None) -> list[Any]:
         return [JpegScorer().describe("jpeg", max_items=8)]
 
     async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:

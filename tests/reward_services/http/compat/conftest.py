@@ -44,7 +44,7 @@ class FailingRewards:
     def __init__(self, error: RewardError, *, whole: bool = False) -> None:
         self._error, self._whole = error, whole
 
-    async def describe(self) -> list[RewardInfo]:
+    async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [JpegScorer().describe("jpeg", max_items=8)]
 
     async def score(
