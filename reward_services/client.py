@@ -35,7 +35,6 @@ Result = TypeVar("Result")
 
 _DESCRIBE = Call("GET", "/v1/rewards")
 _DESCRIBE_DEADLINE_S = 15.0
-REQUESTS_AT_ONCE = 4
 
 
 class _Opened(NamedTuple):
@@ -62,7 +61,7 @@ class AsyncRewardClient:
         *,
         api_key: str | None = None,
         retries: int = 4,
-        requests_at_once: int = REQUESTS_AT_ONCE,
+        requests_at_once: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url, self._headers, self._transport = url, _headers(api_key), transport

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from reward_services import AsyncRewardClient, RewardError, Rewards, Score
-from reward_services.client import REQUESTS_AT_ONCE
 from reward_services.config import ServicesConfig
 from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy, deployed_for_run, start_ray
 from reward_services.instruments import Instruments
-from trainer.config import RewardsConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.costs import Devices
 from trainer.driver import RunFailed
 from trainer.observed import STALL, ObservedCoordinator
@@ -184,7 +183,12 @@ def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
     options = config.rewards
     if not options.names:
         return Unscored()
-    rewards: Rewards = connect() if options.services is not None else http_client(options)
+    rewards: Rewards
+    if options.services is not None:
+        rewards = connect()
+    else:
+        key = os.environ.get("REWARDS_API_KEY")
+        rewards = AsyncRewardClient(str(options.url), api_key=key, requests_at_once=options.calls_at_once)
     actor = ray.remote(ObservedCoordinator).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000
     )
@@ -203,15 +207,6 @@ def scoring_of(config: TrainConfig, devices: Devices | None = None) -> Scoring:
     # No picture yet: asked now, a reward that is not there is found before anything is written.
     _get(coordinator.score.remote([], [], names))
     return CoordinatorScoring(coordinator, devices=devices)
-
-
-def http_client(options: RewardsConfig) -> AsyncRewardClient:
-    """A client of the rewards at an url, which sends as many calls at once as the run has under way."""
-    return AsyncRewardClient(
-        str(options.url),
-        api_key=os.environ.get("REWARDS_API_KEY"),
-        requests_at_once=max(REQUESTS_AT_ONCE, options.calls_at_once),
-    )
 
 
 def _get(reference: Any) -> Any:
