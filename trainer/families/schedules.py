@@ -15,8 +15,8 @@ def ddpm_schedule(pipeline: Any, steps: int) -> Schedule:
     """DDIM's levels, whatever sampler the pipeline comes with: they belong to how the model was trained.
 
     Raises:
-        ModelError: the model predicts something else, was distilled to skip levels, or its scheduler has no
-            levels of DDPM's kind.
+        ModelError: the model predicts something else, or noise where there is no signal; was distilled to
+            skip levels; or its scheduler has no levels of DDPM's kind.
     """
     config = pipeline.scheduler.config
     if pipeline.unet.config.time_cond_proj_dim:
@@ -34,6 +34,12 @@ def ddpm_schedule(pipeline: Any, steps: int) -> Schedule:
             f"supported are {', '.join(PREDICTION_TYPES)}"
         )
     scheduler = DDIMScheduler.from_config(config)
+    if config.prediction_type == "epsilon" and not scheduler.alphas_cumprod[-1]:
+        raise ModelError(
+            f"{pipeline.name_or_path} predicts noise, which where there is nothing else says nothing of a "
+            "picture: in its scheduler_config.json set rescale_betas_zero_snr to false, or prediction_type "
+            "to what it was trained for"
+        )
     final = float(scheduler.final_alpha_cumprod)
     return Schedule.spaced(scheduler.alphas_cumprod, steps, config.prediction_type, final_alpha_bar=final)
 

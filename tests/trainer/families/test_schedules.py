@@ -135,6 +135,11 @@ def test_larger_pictures_start_from_more_noise(families: dict[str, Path], tokens
             DDIMScheduler(prediction_type="sample", clip_sample=False, steps_offset=1),
             "predicts 'sample'; supported are epsilon, v_prediction",
         ),
+        (
+            "sd1",
+            DDIMScheduler(rescale_betas_zero_snr=True, clip_sample=False, steps_offset=1),
+            "predicts noise, .* says nothing of a picture: .* set rescale_betas_zero_snr to false, or",
+        ),
         ("sd3", UniPCMultistepScheduler(), "has a UniPCMultistepScheduler; supported is FlowMatchEuler"),
     ],
 )
