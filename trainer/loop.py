@@ -11,6 +11,7 @@ they cannot go on, and in evaluations.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -154,17 +155,33 @@ def sample(run: Run) -> list[tuple[Lesson, dict[str, Tensor]]]:
     """What one update learns: branches grown and selected among, or pictures that are given.
 
     Raises:
-        Halted: as `explore` says.
+        Halted: as `take` and `explore` say.
     """
     if isinstance(run.stream, PromptStream):
         return explore(run, run.stream)
     return [(lesson, {}) for lesson in take(run, run.stream)]
 
 
+@contextmanager
+def kept(run: Run) -> Iterator[None]:
+    """Where this block ends the run, what was taken is given back and the updates so far are saved."""
+    place = run.stream.state_dict()
+    try:
+        yield
+    except Halted:
+        run.stream.load_state_dict(place)
+        run.checkpoint()
+        raise
+
+
 def take(run: Run, stream: GivenStream) -> list[Lesson]:
-    """The next given pictures, in micro-batches: this rank's share of them, as seeds are shared."""
+    """The next given pictures, in micro-batches: this rank's share of them, as seeds are shared.
+
+    Raises:
+        Halted: rows cannot be used, before which the pictures are given back and a checkpoint is made.
+    """
     batches = list(micro_batches(run))
-    with run.ranks.together(DataError), run.costs.timed("sampling_s"):
+    with kept(run), run.ranks.together(DataError), run.costs.timed("sampling_s"):
         items: Iterator[Given] = iter(stream.take(sum(map(len, batches))))
         return [lesson_of(run.policy, list(islice(items, len(seeds))), seeds) for seeds in batches]
 
@@ -184,20 +201,15 @@ def explore(run: Run, stream: PromptStream) -> list[tuple[Lesson, dict[str, Tens
         Halted: too many scores failed, before which the prompts are given back and a checkpoint is made; or
             the model draws what is no picture, and the checkpoints stay as they are.
     """
-    config, place = run.config, stream.state_dict()
-    count = config.branching.prompts_per_update
-    prompts = iter(stream.take(count)[run.ranks.share(count)])
-    growing = [
-        Growing(config, list(islice(prompts, len(seeds))), seeds, keeps_previews=number == 0)
-        for number, seeds in enumerate(micro_batches(run))  # the first may be shown
-    ]
-    try:
+    config, count = run.config, run.config.branching.prompts_per_update
+    with kept(run):
+        prompts = iter(stream.take(count)[run.ranks.share(count)])
+        growing = [
+            Growing(config, list(islice(prompts, len(seeds))), seeds, keeps_previews=number == 0)
+            for number, seeds in enumerate(micro_batches(run))  # the first may be shown
+        ]
         for until in config.stages:
             grow_and_score(run, growing, until)
-    except Halted:
-        stream.load_state_dict(place)
-        run.checkpoint()
-        raise
     lessons = [of_prompts.lesson() for of_prompts in growing]
     with run.ranks.together(Diverged):
         for lesson, _ in lessons:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.captioned import rows, write_folder
 from tests.small_run import ScoringHere, configured, in_two_ranks, started
 from trainer.config import TrainConfig
 from trainer.costs import Costs, Devices
 from trainer.data.prompts import PromptFileError
-from trainer.loop import sample
+from trainer.loop import advance, sample
+from trainer.metrics import MetricsLog
 from trainer.policy import ModelError
-from trainer.ranks import Ranks
+from trainer.ranks import Halted, Ranks
 from trainer.run import Run
 from trainer.trackers import Trackers
 
@@ -140,6 +142,25 @@ def test_a_checkpoint_keeps_place_and_accuracy(run: Run) -> None:
     again = started(run.config)
     assert (again.update, again.accuracy) == (2, 0.25)
     assert again.stream.take(2) == run.stream.take(2)
+
+
+def test_a_picture_that_is_refused_on_the_way_costs_no_updates(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    """It breaks after the first update, behind its header: that update is kept, and the pictures' turn."""
+    source = write_folder(tmp_path / "captioned", rows(6))
+    given = ("method=standard", f"data={{source: {source}, strict: true}}", "prompts.held_out=null")
+    run = started(configured(tmp_path, pipelines["epsilon"], *given))
+    with MetricsLog(run.folder.path) as log:
+        advance(run, log)
+        place = run.stream.state_dict()
+        for path in source.glob("*.png"):
+            path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(Halted, match=r"is a broken picture .*; repair it"):
+            advance(run, log)
+    again = started(run.config)
+    assert again.update == 1
+    assert again.stream.state_dict() == place
 
 
 def test_rows_that_were_left_out_are_counted(pipelines: dict[str, Path], tmp_path: Path) -> None:
