@@ -116,16 +116,18 @@ def summarise(comparison: CompareConfig) -> dict[str, Any]:
         for name in comparison.methods
     }
     runs = {name: of_method for name, of_method in runs.items() if of_method}
-    config = comparison.run_config(next(iter(comparison.methods)), comparison.seeds[0])
-    evaluations = evaluations_per_picture(config)
+    configs = {name: comparison.run_config(name, comparison.seeds[0]) for name in comparison.methods}
+    evaluations = {name: evaluations_per_picture(config) for name, config in configs.items()}
+    first = next(iter(configs.values()))
     searches = [_searched(comparison, name) for name in comparison.searches]
-    # Held-out noises are the same in every run, and so is what the untrained model makes of them.
-    untrained = [[points[0]] for of_method in runs.values() for points in of_method][:1]
+    # Held-out noises are the same in every run, and so is what the untrained model makes of them where the
+    # methods draw alike; the base's pictures are drawn as those of the first.
+    untrained = [(name, [[of_method[0][0]]]) for name, of_method in runs.items()][:1]
     tables = {}
     for axis in AXES:
-        limit = common_limit(runs, axis, ended_runs=getattr(config.budget, axis) is not None)
-        rows = [row(name, of_method, axis, limit, evaluations) for name, of_method in runs.items()]
-        base = [row("base", untrained, axis, limit, evaluations)] if untrained else []
+        limit = common_limit(runs, axis, ended_runs=getattr(first.budget, axis) is not None)
+        rows = [row(name, of_method, axis, limit, evaluations[name]) for name, of_method in runs.items()]
+        base = [row("base", points, axis, limit, evaluations[name]) for name, points in untrained]
         everyone = [*base, *rows, *(one for one in searches if one)]
         tables[axis] = {"limit": limit, "rows": [asdict(one) for one in everyone]}
     return {
