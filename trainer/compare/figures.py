@@ -62,7 +62,8 @@ class Row:
     name: str
     seeds: int
     accuracy: Estimate | None
-    reward: Estimate
+    reward: Estimate | None
+    """None, as all other figures, where a run that was to be compared had but been evaluated untrained."""
     diversity: Estimate | None
     evaluations_per_picture: int
     """NFE when it is used."""
@@ -95,15 +96,18 @@ def common_limit(runs: Mapping[str, Sequence[Sequence[Point]]], axis: str, *, en
 def row(name: str, runs: Sequence[Sequence[Point]], axis: str, limit: float, evaluations: int) -> Row:
     """A method's figures at a budget, from its runs' evaluations."""
     points = [within(of_run, axis, limit) for of_run in runs]
+    # Of a run that was not evaluated between its beginning and the limit only that beginning is known.
+    is_known = all(point is not of_run[0] or len(of_run) == 1 for point, of_run in zip(points, runs))
+    known = points if is_known else []
     spent: dict[str, float] = {}
     for key in AXES:
         spent[key] = math.fsum(point.spent.get(key, 0.0) for point in points) / len(points)
     return Row(
         name=name,
         seeds=len(points),
-        accuracy=_estimate([point.accuracy for point in points]),
-        reward=Estimate.of([point.reward for point in points]),
-        diversity=_estimate([point.diversity for point in points]),
+        accuracy=_estimate([point.accuracy for point in known]),
+        reward=_estimate([point.reward for point in known]),
+        diversity=_estimate([point.diversity for point in known]),
         evaluations_per_picture=evaluations,
         spent=spent,
     )

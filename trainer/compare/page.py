@@ -99,6 +99,7 @@ def html(comparison: CompareConfig, summary: Mapping[str, Any]) -> str:
                 "title": TITLES[axis],
                 "limit": f"{table['limit']:.0f}",
                 "rows": [cells(row) for row in table["rows"]],
+                "lacks": any(row["reward"] is None for row in table["rows"]),
             }
             for axis, table in summary["tables"].items()
         ],

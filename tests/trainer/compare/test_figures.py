@@ -40,11 +40,20 @@ def test_the_common_budget_leaves_out_who_spends_none() -> None:
     assert common_limit(runs, "images_scored", ended_runs=False) == 48
 
 
+def test_an_untrained_model_is_no_figure_of_a_method() -> None:
+    """One of two runs was evaluated at its end alone, by when it had spent more."""
+    runs = [[point(0, 0.1), point(100, 0.2)], [point(0, 0.1), point(300, 0.6)]]
+    found = row("one", runs, "training_s", 100, 10)
+    assert (found.accuracy, found.reward, found.diversity) == (None, None, None)
+    assert row("base", [runs[0][:1]], "training_s", 100, 10).accuracy == Estimate(0.1, None, None)
+
+
 def test_a_row_is_means_over_seeds() -> None:
     runs = [[point(0, 0.1), point(100, 0.2)], [point(0, 0.1), point(80, 0.4)]]
     found = row("one", runs, "training_s", 100, 10)
     assert found.accuracy is not None
     assert found.accuracy.mean == pytest.approx(0.3)
+    assert found.reward is not None
     assert found.reward.mean == 900
     assert found.spent["training_s"] == 90
     assert found.diversity is None
