@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.config.file import ConfigError, Count, Section, Whole, load
 from trainer.config.train import TrainConfig, load_config
@@ -47,6 +47,14 @@ class CompareConfig(Section):
         if not isinstance(named, dict):
             return named
         return {name: settings for name, settings in named.items() if settings is not None}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {', '.join(map(str, self.seeds))} repeat one: name each once")
+        if twice := sorted({*self.methods} & {*self.searches}):
+            raise ValueError(f"{', '.join(twice)} names a method and a search: call one otherwise")
+        return self
 
     def run_config(self, name: str, seed: int) -> TrainConfig:
         """The settings of one run. Raises ConfigError."""

@@ -85,3 +85,17 @@ def test_the_shipped_comparison_by_scored_pictures(monkeypatch: pytest.MonkeyPat
     for name in comparison.methods:
         budget = comparison.run_config(name, 0).budget
         assert (budget.training_s, budget.images_scored) == (None, 2048)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeds=[0, 1, 0]", "seeds 0, 1, 0 repeat one: name each once"),
+        ("searches.grpo={method: best_of_n, budget: 18}", "grpo names a method and a search: call one other"),
+    ],
+)
+def test_two_of_a_comparison_never_share_a_folder(
+    pipelines: dict[str, Path], tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_comparison(write_contest(tmp_path, pipelines["epsilon"]), [override])
