@@ -43,9 +43,10 @@ def go(
     comparison: CompareConfig,
     train: Callable[[TrainConfig], None] = train_here,
     done: Callable[[Job], None] = print,
+    warn: Callable[[Job, str], None] = print,
 ) -> None:
     """Everything that is left of a comparison."""
-    compete(comparison, train, ScoringHere(), done)
+    compete(comparison, train, ScoringHere(), done=done, warn=warn)
 
 
 if __name__ == "__main__":

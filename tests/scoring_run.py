@@ -16,7 +16,7 @@ from trainer.config import load_config
 if __name__ == "__main__":
     config = load_config(Path(sys.argv[1]))
     rewards = config.rewards.names
-    with scoring_on_ray(config, sys.argv[2], trains=False) as scoring:
+    with scoring_on_ray(config, sys.argv[2]) as scoring:
         for number, line in enumerate(chain(["first"], sys.stdin)):
             if line == "fail\n":
                 raise RuntimeError("failed")

@@ -65,6 +65,7 @@ TRAINER_MAY_IMPORT = {
     },
     "observed.py": {"reward_services.observed"},
     "plan.py": {"reward_services.config_file"},
+    "preflight.py": {"reward_services.config_file"},
 }
 FORBIDDEN_WORDS = {"utils", "util", "common", "helpers", "helper", "manager", "processor", "handler", "base"}
 FORBIDDEN_WORDS |= {"misc", "abc"}

@@ -42,7 +42,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
-    with cluster.scoring_on_ray(config, arguments.address) as scoring, driver.locked(folder.path):
+    with (
+        cluster.scoring_on_ray(config, arguments.address, ranks=[config.ranks]) as scoring,
+        driver.locked(folder.path),
+    ):
         driver.begin(config, folder)
         driver.watch(config, folder, lambda: rank_group.run_ranks(config, scoring))
     print(driver.conclude(folder))
@@ -80,7 +83,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     config = finished.config_of(arguments.model, arguments.config, arguments.set)
     policy = finished.open_policy(arguments.model, config.model)
-    with cluster.scoring_on_ray(config, arguments.address, trains=False) as scoring:
+    with cluster.scoring_on_ray(config, arguments.address) as scoring:
         result = finished.evaluate(policy, config, scoring)
     print(json.dumps(result.headline(), indent=2))
     return 0
@@ -114,7 +117,7 @@ def _search(arguments: argparse.Namespace) -> int:
     settings = Settings(arguments.method, arguments.budget, sampling, arguments.seed)
     policy = finished.open_policy(arguments.model, config.model)
     weights = config.rewards.weights
-    with cluster.scoring_on_ray(config, arguments.address, trains=False) as scoring:
+    with cluster.scoring_on_ray(config, arguments.address) as scoring:
         found = search_prompts(policy, arguments.prompts, judge_of(scoring, weights), settings)
     for path in write_results(arguments.out, arguments.prompts, found, settings, rewards=len(weights)):
         print(path)
@@ -126,8 +129,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     comparison = load_comparison(arguments.config, arguments.set)
     from trainer import cluster, driver, rank_group
-    from trainer.compare.contest import Job, check, compete, jobs
+    from trainer.compare.contest import Job, check, compete, jobs, ranks_of
     from trainer.compare.page import write_comparison
+    from trainer.preflight import check_served
 
     check(comparison)
     left = len(list(jobs(comparison)))
@@ -137,17 +141,25 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(f"{job.name}, seed {job.seed}: done", flush=True)
         write_comparison(comparison)
 
-    first = comparison.run_config(next(iter(comparison.methods)), comparison.seeds[0])
+    def warn(job: Job, warning: str) -> None:
+        print(f"{job.name}, seed {job.seed}: Warning: {warning}", file=sys.stderr, flush=True)
+
+    first, *others = [comparison.run_config(name, comparison.seeds[0]) for name in comparison.methods]
     if left:
+        for other in others:
+            check_served(other.rewards)
         with (
             driver.locked(comparison.folder),
-            cluster.scoring_on_ray(first, arguments.address) as scoring,
+            cluster.scoring_on_ray(
+                first, arguments.address, ranks=ranks_of(comparison), at_once=comparison.parallel
+            ) as scoring,
         ):
             compete(
                 comparison,
                 lambda config: rank_group.run_ranks(config, cluster.scoring_of(config, scoring.devices)),
                 scoring,
-                done,
+                done=done,
+                warn=warn,
             )
     print(write_comparison(comparison))
     return 0

@@ -26,12 +26,12 @@ from reward_services.config import ServicesConfig
 from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy, deployed_for_run, start_ray
 from reward_services.instruments import Instruments
-from trainer.config import TrainConfig
+from trainer.config import RanksConfig, TrainConfig
 from trainer.costs import Devices
 from trainer.driver import RunFailed
 from trainer.observed import STALL, ObservedCoordinator
 from trainer.pace import Pace
-from trainer.preflight import check_names, check_reachable, check_room, check_served
+from trainer.preflight import check_reachable, check_room, check_served
 from trainer.revisions import Revisions
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring, Unscored
@@ -88,7 +88,9 @@ class CoordinatorScoring:
 
 
 @contextlib.contextmanager
-def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = True) -> Iterator[Scoring]:
+def scoring_on_ray(
+    config: TrainConfig, address: str | None, *, ranks: Sequence[RanksConfig] = (), at_once: int = 1
+) -> Iterator[Scoring]:
     """A Ray cluster with reward services and a coordinator before them, for as long as this context lasts.
 
     Without rewards it is a cluster alone.
@@ -98,14 +100,16 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
             `rewards.url` are reached over HTTP.
         address: a running cluster; None takes the one in RAY_ADDRESS, which `ray job submit` sets for the
             command it runs, or else starts one on this machine.
-        trains: whether ranks are to be started there, too.
+        ranks: of each run that is to be started there, too.
+        at_once: most of these that are under way at a time.
 
     Raises:
         RewardError: the rewards' configuration cannot be used, one never became ready or is not among them.
         RunFailed: the cluster cannot be reached, or has no room for the run.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    services = _services(config)
+    path = config.rewards.services
+    services = load_services(path) if path is not None else None
     if address is not None:
         check_reachable(address)
     check_served(config.rewards)
@@ -113,8 +117,9 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
     try:
         for note in check_room(
             ray.cluster_resources(),
-            config.ranks if trains else None,
+            ranks,
             services.resources if services else {},
+            at_once=at_once,
             on_cpus=services.on_cpus if services else (),
             grows=address is not None,
         ):
@@ -124,16 +129,6 @@ def scoring_on_ray(config: TrainConfig, address: str | None, *, trains: bool = T
             yield scoring_of(config, devices)
     finally:
         ray.shutdown()
-
-
-def _services(config: TrainConfig) -> ServicesConfig | None:
-    """The rewards to serve, checked; None when they run elsewhere."""
-    path = config.rewards.services
-    if path is None:
-        return None
-    services = load_services(path)
-    check_names(config.rewards, path, services.rewards)
-    return services
 
 
 @contextlib.contextmanager

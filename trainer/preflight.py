@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from reward_services import RewardClient, RewardUnknown
+from reward_services.config_file import load_config as load_services
 from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
 
@@ -31,11 +32,13 @@ def check_reachable(address: str) -> None:
 
 
 def check_served(rewards: RewardsConfig) -> None:
-    """Ask rewards that run elsewhere for what they serve.
+    """Look into a rewards.yaml, or ask rewards that run elsewhere, for what they serve.
 
     Raises:
-        RewardError: nobody answers there, or a reward is not among them.
+        RewardError: the file cannot be used, nobody answers there, or a reward is not among them.
     """
+    if rewards.services is not None:
+        check_names(rewards, rewards.services, load_services(rewards.services).rewards)
     if rewards.url is None:
         return
     with RewardClient(rewards.url, api_key=os.environ.get("REWARDS_API_KEY"), retries=_RETRIES) as client:
@@ -53,18 +56,20 @@ def check_names(rewards: RewardsConfig, place: str | Path, served: Collection[st
 
 def check_room(
     there: Mapping[str, float],
-    ranks: RanksConfig | None,
+    ranks: Sequence[RanksConfig],
     rewards: Mapping[str, float],
     *,
+    at_once: int = 1,
     on_cpus: Sequence[str] = (),
     grows: bool,
 ) -> list[str]:
-    """Compare what a cluster has with what the ranks and reward services of a run ask for.
+    """Compare what a cluster has with what the ranks of runs and their reward services ask for.
 
     Args:
         there: the cluster's resources by Ray's names.
-        ranks: None where none are started.
-        rewards: resources of the reward services that are started with it.
+        ranks: of each run; there are none where none are started.
+        rewards: resources of the reward services that are started with them.
+        at_once: most runs that are under way at a time.
         on_cpus: those of them that would compute on a GPU and reserve none.
         grows: whether the cluster may get more nodes: then the run may wait for them.
 
@@ -74,7 +79,11 @@ def check_room(
     Raises:
         RunFailed: something is missing that will not come.
     """
-    of_ranks, short = _of_ranks(ranks), []
+    of_ranks, short = _of_ranks(ranks, at_once), []
+    together = min(at_once, len(ranks))
+    asks, waits, fewer = "the run asks", "waits", ""
+    if together > 1:
+        asks, waits, fewer = f"{together} runs at a time ask", "wait", "parallel, "
     for name in sorted({*of_ranks, *rewards}):
         parts, have = (of_ranks.get(name, 0.0), rewards.get(name, 0.0)), there.get(name, 0.0)
         if sum(parts) > have + _ROUNDING:
@@ -83,11 +92,12 @@ def check_room(
             )
     if short and not grows:
         raise RunFailed(
-            f"the run asks for {', '.join(short)}: set ranks.workers, ranks.cpus_per_worker, "
+            f"{asks} for {', '.join(short)}: set {fewer}ranks.workers, ranks.cpus_per_worker, "
             "ranks.gpus_per_worker or the rewards' num_cpus, num_gpus and num_replicas lower"
         )
-    notes = [f"The run asks for {', '.join(short)}, and waits for more nodes."] if short else []
-    if ranks and there.get("GPU") and not ranks.gpus_per_worker:
+    asked = f"{asks.capitalize()} for {', '.join(short)}, and {waits} for more nodes."
+    notes = [asked] if short else []
+    if there.get("GPU") and any(not of_run.gpus_per_worker for of_run in ranks):
         notes.append(
             f"The ranks train on CPUs though there is a GPU ({there['GPU']:g} in all): "
             "--set ranks.gpus_per_worker=1 takes one for each."
@@ -100,11 +110,13 @@ def check_room(
     return notes
 
 
-def _of_ranks(ranks: RanksConfig | None) -> dict[str, float]:
-    """Of as many as can do."""
-    if ranks is None:
-        return {}
+def _of_ranks(ranks: Sequence[RanksConfig], at_once: int) -> dict[str, float]:
+    """Of as many as can do, in so many runs that ask for most."""
+    needs = [
+        {name: of_run.fewest * amount for name, amount in of_run.resources_per_worker.items()}
+        for of_run in ranks
+    ]
     return {
-        name: (ranks.min_workers or ranks.workers) * amount
-        for name, amount in ranks.resources_per_worker.items()
+        name: sum(sorted((need.get(name, 0.0) for need in needs), reverse=True)[:at_once])
+        for name in {name for need in needs for name in need}
     }

@@ -19,17 +19,14 @@ def following(folder: RunFolder, updates: int) -> Iterator[Callable[[], None]]:
 
     Above it stand new warnings of ranks, each once whoever else met the same. What it gives looks for news.
     """
-    metrics, warnings, told = Tail(folder.path / FILE_NAME), Tail(folder.warnings_path), set[str]()
-    warnings.new_lines()  # an earlier command told these
+    metrics, warnings = Tail(folder.path / FILE_NAME), Warnings(folder)
     last = _newest(metrics.new_lines())
     bar = ProgressBar(updates, resumed_update=last.get("update", 0))
 
     def show() -> None:
         nonlocal last
-        for warning in map(warning_of, warnings.new_lines()):
-            if warning not in told:
-                told.add(warning)
-                bar.say(f"Warning: {warning}")
+        for warning in warnings.new():
+            bar.say(f"Warning: {warning}")
         last = _newest(metrics.new_lines()) or last
         if last:
             # What was not finite is null in the file: an update whose prompts were all dropped has no reward.
@@ -41,6 +38,21 @@ def following(folder: RunFolder, updates: int) -> Iterator[Callable[[], None]]:
     finally:
         show()
         bar.close()
+
+
+class Warnings:
+    """What ranks of a run warn of from now on, each once whoever else met the same."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._lines, self._told = Tail(folder.warnings_path), set[str]()
+        self._lines.new_lines()  # an earlier command told these
+
+    def new(self) -> list[str]:
+        """Those since the last look, in order."""
+        met = dict.fromkeys(map(warning_of, self._lines.new_lines()))
+        found = [warning for warning in met if warning not in self._told]
+        self._told.update(found)
+        return found
 
 
 class ProgressBar:

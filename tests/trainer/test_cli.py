@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.captioned import picture, write_folder
+from tests.contestants import write_contest
 from tests.small_run import configured
 from trainer.cli import main
 
@@ -87,3 +88,18 @@ def test_an_earlier_search_is_not_written_over(tmp_path: Path, capsys: pytest.Ca
     assert main(["search", str(tmp_path), "a red circle", "--budget", "8", "--out", str(tmp_path)]) == 2
     said = f"sharpen: {tmp_path} holds an earlier search; choose another folder with --out\n"
     assert capsys.readouterr().err == said
+
+
+def test_rewards_of_every_method_are_looked_for_before_a_comparison_starts(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of the methods that come last."""
+    served = tmp_path / "rewards.yaml"
+    served.write_text("rewards: {jpeg: {scorer: jpeg}}", encoding="utf-8")
+    own = {"rewards.url": None, "rewards.services": str(served), "rewards.judge": None}
+    methods = {"first": {}, "last": {"rewards.weights": {"jpg": 1.0}}}
+    path = write_contest(tmp_path, pipelines["epsilon"], share=own, methods=methods, searches={})
+    assert main(["compare", str(path)]) == 2
+    told = capsys.readouterr()
+    assert told.err == f"sharpen: rewards names 'jpg', which {served} does not serve; it serves jpeg\n"
+    assert not (tmp_path / "compare").exists()

@@ -18,15 +18,15 @@ MACHINE = {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}
 
 def test_what_fits_is_not_spoken_of() -> None:
     ranks = RanksConfig(cpus_per_worker=1.5, gpus_per_worker=0.75)
-    assert check_room(MACHINE, ranks, REWARDS, grows=False) == []
-    assert check_room(MACHINE, None, REWARDS, grows=False) == []
-    assert check_room({"CPU": 2.0}, RanksConfig(workers=2), {}, grows=False) == []
+    assert check_room(MACHINE, [ranks], REWARDS, grows=False) == []
+    assert check_room(MACHINE, [], REWARDS, grows=False) == []
+    assert check_room({"CPU": 2.0}, [RanksConfig(workers=2)], {}, grows=False) == []
 
 
 def test_what_can_never_be_had_is_refused() -> None:
     ranks = RanksConfig(workers=2, cpus_per_worker=1, gpus_per_worker=1, resources={"trainer": 1})
     with pytest.raises(RunFailed, match=r"asks for 4\.5 CPU") as refused:
-        check_room(MACHINE, ranks, REWARDS, grows=False)
+        check_room(MACHINE, [ranks], REWARDS, grows=False)
     message = str(refused.value)
     assert (
         "4.5 CPU (2 for ranks, 2.5 for rewards) of 4, 2.25 GPU (2 for ranks, 0.25 for rewards) of 1"
@@ -37,19 +37,32 @@ def test_what_can_never_be_had_is_refused() -> None:
 
 def test_a_cluster_that_may_grow_is_waited_for_and_fewer_ranks_may_do() -> None:
     ranks = RanksConfig(workers=4, gpus_per_worker=1)
-    (note,) = check_room(MACHINE, ranks, {}, grows=True)
+    (note,) = check_room(MACHINE, [ranks], {}, grows=True)
     assert note == "The run asks for 4 GPU (4 for ranks, 0 for rewards) of 1, and waits for more nodes."
     fewer = ranks.model_copy(update={"min_workers": 1})
-    assert check_room(MACHINE, fewer, {}, grows=True) == []
+    assert check_room(MACHINE, [fewer], {}, grows=True) == []
+
+
+def test_runs_side_by_side_need_room_for_those_that_ask_for_most() -> None:
+    """Of three runs two at a time: at most 2 + 1 CPUs, and one GPU."""
+    runs = [RanksConfig(workers=2), RanksConfig(), RanksConfig(cpus_per_worker=0.5, gpus_per_worker=1)]
+    assert check_room({"CPU": 3.0, "GPU": 1.0}, runs[::2], {}, at_once=2, grows=True)[:-1] == []
+    with pytest.raises(RunFailed, match=r"^2 runs at a time ask for 3 CPU \(3 for .*: set parallel, ranks"):
+        check_room({"CPU": 2.5, "GPU": 1.0}, runs, {}, at_once=2, grows=False)
+    (note, _) = check_room({"CPU": 2.5, "GPU": 1.0}, runs, {}, at_once=2, grows=True)
+    assert note.startswith("2 runs at a time ask for 3 CPU")
+    assert note.endswith("of 2.5, and wait for more nodes.")
+    assert check_room({"CPU": 2.0}, runs[:2], {}, at_once=1, grows=False) == []
+    assert check_room({"CPU": 2.0}, runs[:1], {}, at_once=2, grows=False) == [], "there is but one"
 
 
 def test_a_gpu_that_would_idle_is_named() -> None:
-    (note,) = check_room(MACHINE, RanksConfig(), {}, grows=False)
+    (note,) = check_room(MACHINE, [RanksConfig()], {}, grows=False)
     assert "train on CPUs though there is a GPU (1 in all): --set ranks.gpus_per_worker=1" in note
-    assert check_room(MACHINE, None, {}, grows=False) == []
-    (note,) = check_room(MACHINE, None, {"CPU": 2.0}, on_cpus=["clip", "hpsv2"], grows=False)
+    assert check_room(MACHINE, [], {}, grows=False) == []
+    (note,) = check_room(MACHINE, [], {"CPU": 2.0}, on_cpus=["clip", "hpsv2"], grows=False)
     assert "compute on CPUs though there is a GPU (1 in all): clip, hpsv2; num_gpus in rewards.serv" in note
-    assert check_room({"CPU": 4.0}, None, {"CPU": 2.0}, on_cpus=["clip"], grows=False) == []
+    assert check_room({"CPU": 4.0}, [], {"CPU": 2.0}, on_cpus=["clip"], grows=False) == []
 
 
 def test_a_cluster_that_does_not_answer_is_a_line() -> None:

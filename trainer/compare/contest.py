@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from trainer import driver
-from trainer.config import TrainConfig
+from trainer.config import ConfigError, RanksConfig, TrainConfig
 from trainer.config.comparison import CompareConfig, SearchConfig
 from trainer.data.prompts import evenly, read_prompts
 from trainer.evaluation import CORRECT_FROM
 from trainer.finished import open_policy
+from trainer.progress import Warnings
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring
 from trainer.search import Found
@@ -27,6 +28,7 @@ from trainer.search.results import SEARCH_FILE, Settings, judge_of, search_promp
 
 Train = Callable[[TrainConfig], None]
 """Runs the ranks of a run to its end, or to a stop that was asked for."""
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def jobs(comparison: CompareConfig) -> Iterator[Job]:
 def check(comparison: CompareConfig) -> None:
     """Find mistakes before anything starts, also runs that were finished with other settings.
 
-    Raises what `driver.check` raises, and ValueError.
+    Raises what `driver.check` raises, ConfigError where nothing is held out, and ValueError.
     """
     for name, seed in itertools.product(comparison.methods, comparison.seeds):
         folder = RunFolder(comparison.place(name, seed))
@@ -60,13 +62,28 @@ def check(comparison: CompareConfig) -> None:
             )
     for job in jobs(comparison):
         config = comparison.run_config(_trained(comparison, job), job.seed)
+        if config.prompts.held_out is None:
+            raise ConfigError(f"{job.name} has no held-out pictures to compare: set prompts.held_out")
         if job.name in comparison.methods:
             driver.check(config)
         else:
             _settings(comparison.searches[job.name], config)
 
 
-def compete(comparison: CompareConfig, train: Train, scoring: Scoring, done: Callable[[Job], None]) -> None:
+def ranks_of(comparison: CompareConfig) -> list[RanksConfig]:
+    """Of each run that is not finished yet."""
+    runs = [job for job in jobs(comparison) if job.name in comparison.methods]
+    return [comparison.run_config(job.name, job.seed).ranks for job in runs]
+
+
+def compete(
+    comparison: CompareConfig,
+    train: Train,
+    scoring: Scoring,
+    *,
+    done: Callable[[Job], None],
+    warn: Callable[[Job, str], None],
+) -> None:
     """Run every job that is not finished, `parallel` at a time.
 
     Args:
@@ -74,31 +91,42 @@ def compete(comparison: CompareConfig, train: Train, scoring: Scoring, done: Cal
         train: runs the ranks of one run.
         scoring: judges what searches find.
         done: told of each job that has ended.
+        warn: told what ranks of one that is under way warn of.
 
     Raises:
         Whatever the first job raised that failed; others that were under way have saved and stopped.
     """
-    running: dict[Future[None], Job] = {}
+    running: dict[Future[None], tuple[Job, Warnings]] = {}
     with ThreadPoolExecutor(comparison.parallel) as pool:
         try:
             waiting = list(jobs(comparison))
             while waiting or running:
                 free = comparison.parallel - len(running)
-                running |= {pool.submit(_do, comparison, job, train, scoring): job for job in waiting[:free]}
+                started = [(job, Warnings(RunFolder(job.folder))) for job in waiting[:free]]
+                running |= {pool.submit(_do, comparison, one[0], train, scoring): one for one in started}
                 del waiting[:free]
-                _tell_ended(running, done)
+                _tell_news(running, done, warn)
         except BaseException:
             # Also when somebody interrupts: the runs under way save a checkpoint and end.
-            for job in running.values():
+            for job, _ in running.values():
                 RunFolder(job.folder).request_stop()
             raise
 
 
-def _tell_ended(running: dict[Future[None], Job], done: Callable[[Job], None]) -> None:
-    """Wait for a job to end; raises what it raised."""
-    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+def _tell_news(
+    running: dict[Future[None], tuple[Job, Warnings]],
+    done: Callable[[Job], None],
+    warn: Callable[[Job, str], None],
+) -> None:
+    """Wait for a job to end, and tell what is warned of meanwhile; raises what it raised."""
+    ended = set[Future[None]]()
+    while not ended:
+        ended, _ = wait(running, _POLL_S, return_when=FIRST_COMPLETED)
+        for job, warnings in running.values():
+            for warning in warnings.new():
+                warn(job, warning)
     for future in ended:
-        job = running.pop(future)
+        job, _ = running.pop(future)
         future.result()
         done(job)
 

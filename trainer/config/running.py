@@ -15,6 +15,7 @@ class RanksConfig(Section):
     min_workers: Count | None = None
     """Fewest ranks to go on with when nodes are lost, until they are back; null waits for all of them.
 
+    Each has more prompts then, and more of what ranks share: `sharpen plan` gives the memory that these take.
     Ray counts what nodes have, not what is free: ranks need GPUs or nodes that nothing else uses.
     """
     resize_s: Positive = 60.0
@@ -32,6 +33,11 @@ class RanksConfig(Section):
     """CPU threads of torch in each rank."""
     max_failures: Whole = 3
     """Times the ranks are started again from the last checkpoint after one died."""
+
+    @property
+    def fewest(self) -> int:
+        """Ranks that do when nodes are lost."""
+        return self.min_workers or self.workers
 
     @property
     def resources_per_worker(self) -> dict[str, float]:

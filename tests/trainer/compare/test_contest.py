@@ -1,6 +1,7 @@
 """A comparison runs what is missing, survives a kill, and stops with a line when a run cannot go on."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from tests.contestants import go, train_here, write_contest
 from tests.small_run import relative_difference, weights_of
 from trainer.compare.contest import Job, check, jobs
 from trainer.compare.page import write_comparison
-from trainer.config import TrainConfig
+from trainer.config import ConfigError, TrainConfig
 from trainer.config.comparison import CompareConfig, load_comparison
 from trainer.driver import RunFailed
+from trainer.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,3 +130,46 @@ def test_two_runs_go_side_by_side(pipelines: dict[str, Path], tmp_path: Path) ->
     comparison = load(write_contest(tmp_path, pipelines["epsilon"], searches={}, parallel=2))
     go(comparison, train)
     assert list(jobs(comparison)) == []
+
+
+def test_each_method_is_used_as_it_draws(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """The first in three guided steps, and so the base beside it; the other in four without guidance."""
+    methods = {"guided": {}, "plain": {"sampling.steps": 4, "sampling.guidance": 1.0}}
+    path = write_contest(tmp_path, pipelines["epsilon"], methods=methods, seeds=[0], searches={})
+    comparison = load(path, "share.updates=1")
+    go(comparison)
+    write_comparison(comparison)
+    summary = json.loads((comparison.folder / "summary.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row["evaluations_per_picture"] for row in summary["tables"]["training_s"]["rows"]}
+    assert rows == {"base": 6, "guided": 6, "plain": 4}
+
+
+def test_what_ranks_warn_of_is_told_while_runs_go_on(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Each warning of a run once, whichever of its ranks met it."""
+    told: list[tuple[str, int, str]] = []
+    heard = threading.Event()
+
+    def warn(job: Job, warning: str) -> None:
+        told.append((job.name, job.seed, warning))
+        heard.set()
+
+    def train(config: TrainConfig) -> None:
+        heard.clear()
+        for rank in (0, 1):
+            with RunFolder(config.run_folder).keeping_warnings(rank):
+                logging.getLogger("trainer").warning("jpeg gave no score")
+        assert heard.wait(60)
+        (config.run_folder / "summary.json").write_text("{}", encoding="utf-8")
+
+    path = write_contest(tmp_path, pipelines["epsilon"], searches={}, methods={"sharpening": {}})
+    go(load(path), train, warn=warn)
+    assert told == [("sharpening", seed, "jpeg gave no score") for seed in (0, 1)]
+
+
+def test_without_held_out_pictures_there_is_nothing_to_compare(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    comparison = load(write_contest(tmp_path, pipelines["epsilon"], share={"prompts.held_out": None}))
+    with pytest.raises(ConfigError, match=r"sharpening has no held-out pictures .*: set prompts\.held_out"):
+        check(comparison)
+    assert not comparison.folder.exists()
