@@ -79,7 +79,10 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int, rank
         target.rename(parent / f".replaced-{checkpoint.update:06d}")
     partial.rename(target)
     _flush(parent)
-    for old in (*_folders(run_folder)[keep:], *parent.glob(".replaced-*")):
+    folders = _folders(run_folder)
+    # What is called newer was passed over as damaged: if it counted, it would take this one's place.
+    damaged = sum(folder.name > target.name for folder in folders)
+    for old in (*folders[:damaged], *folders[damaged + keep :], *parent.glob(".replaced-*")):
         shutil.rmtree(old)
     return target
 

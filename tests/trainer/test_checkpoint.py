@@ -103,6 +103,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_found(
     assert "update-000010" in caplog.text
 
 
+def test_a_damaged_checkpoint_takes_no_whole_ones_place(tmp_path: Path) -> None:
+    """The run went on from before it: what is saved then is the newest, and stays."""
+    damaged = save_checkpoint(tmp_path, checkpoint(10), keep=1)
+    (damaged / "model.pt").unlink()
+    save_checkpoint(tmp_path, checkpoint(5), keep=1)
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.update == 5
+    assert updates(tmp_path) == ["update-000005"]
+
+
 def test_a_kill_while_saving_leaves_whole_checkpoints_only(tmp_path: Path) -> None:
     code = (
         "import sys, torch\n"
