@@ -35,7 +35,7 @@ class Found:
     pictures_judged: int
     """x0 estimates among them."""
     best_scores: tuple[float, ...]
-    """The best finished score after each batch of finished pictures."""
+    """The best finished score after each batch of finished pictures, once there is one."""
 
 
 class Searcher:
@@ -127,7 +127,8 @@ class Searcher:
             best = int(scores.argmax())
             if self._best is None or float(scores[best]) > self._best[0]:
                 self._best = float(scores[best]), pictures[best]
-            self._best_scores.append(self._best[0])
+            if self._best[0] > -torch.inf:
+                self._best_scores.append(self._best[0])
         return scores
 
     def found(self) -> Found:

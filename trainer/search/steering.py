@@ -53,9 +53,12 @@ def _steer(searcher: Searcher, weigh: Callable[[Tensor], Tensor]) -> None:
 
 
 def _standardised(scores: Tensor) -> Tensor:
-    """Scores around their mean in units of their spread; a failed one counts as the worst of the others."""
+    """Scores around their mean in units of their spread; a failed one counts as the worst of the others.
+
+    Ones where all are the same, so that noises still add up to one.
+    """
     known = scores[scores.isfinite()]
-    if len(known) == 0:
+    if len(known) == 0 or bool(known.min() == known.max()):
         return torch.ones_like(scores)
     filled = scores.nan_to_num(neginf=float(known.min()))
     return (filled - filled.mean()) / filled.std(correction=0).clamp(min=1e-6)

@@ -57,9 +57,11 @@ def test_failed_scores_never_win(pipelines: dict[str, Path]) -> None:
     seeker._judge = lambda pictures, prompt: torch.where(
         torch.arange(len(pictures)) == 0, torch.nan, judge(pictures, prompt)
     )
+    seeker.judge(seeker.noise(1), finished=True)
     scores = seeker.judge(seeker.noise(3), finished=True)
     assert scores[0] == -torch.inf
     assert seeker.found().score == pytest.approx(float(scores[1:].max()))
+    assert seeker.found().best_scores == (seeker.found().score,)
 
 
 def test_noise_free_steps_are_those_of_plain_sampling(pipelines: dict[str, Path]) -> None:

@@ -35,3 +35,10 @@ def test_scores_are_standardised_by_hand() -> None:
     failed = _standardised(torch.tensor([1.0, -torch.inf, 3.0]))
     assert failed[0] == failed[1] < 0 < failed[2]
     assert _standardised(torch.tensor([-torch.inf, -torch.inf])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("scores", [[0.0, 0.0], [0.0, 0.0, 0.0], [5.0, -torch.inf], [65.1] * 7])
+def test_verdicts_that_are_all_the_same_leave_a_noise(scores: list[float]) -> None:
+    """Demon's weights would all be 0, and the step be taken without any."""
+    weights = torch.tanh(_standardised(torch.tensor(scores)))
+    assert weights.tolist() == [pytest.approx(0.76159, abs=1e-4)] * len(scores)
