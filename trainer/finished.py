@@ -19,6 +19,7 @@ from trainer.config import (
     TrainConfig,
     load_config,
 )
+from trainer.config.file import checked
 from trainer.data.prompts import read_prompts
 from trainer.evaluation import EvaluationResult
 from trainer.held_out import HeldOut, draw
@@ -111,10 +112,10 @@ def run_of(model: Path) -> TrainConfig | None:
 
 
 def sampling_of(run: TrainConfig | None, **wanted: float | None) -> SamplingConfig:
-    """How a run draws pictures, or diffusers' usual, but for what is wanted otherwise. Raises ValueError."""
+    """How a run draws pictures, or diffusers' usual, but for what is wanted otherwise. Raises ConfigError."""
     usual = run.sampling if run else SamplingConfig(steps=30)
     changed = {key: value for key, value in wanted.items() if value is not None}
-    return SamplingConfig.model_validate({**usual.model_dump(), **changed})
+    return checked(SamplingConfig, {**usual.model_dump(), **changed}, "sampling")
 
 
 def searched_with(
@@ -141,7 +142,8 @@ def searched_with(
     chosen: dict[str, Any] = own.model_dump()
     if place is not None:
         chosen |= {"url": place, "services": None} if "://" in place else {"services": place, "url": None}
-    rewards = RewardsConfig.model_validate({**chosen, "weights": weights or chosen["weights"], "judge": None})
+    judging = {"weights": weights or chosen["weights"], "judge": None, "shadows": ()}
+    rewards = checked(RewardsConfig, {**chosen, **judging}, "rewards")
     if run is not None:
         return run.model_copy(update={"rewards": rewards})
     return TrainConfig(

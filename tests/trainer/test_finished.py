@@ -155,5 +155,15 @@ def test_a_search_without_rewards_or_with_a_wrong_weight_is_an_error(tmp_path: P
 
 def test_what_is_not_wanted_otherwise_is_as_in_the_run() -> None:
     assert sampling_of(None, steps=None, guidance=2.0) == SamplingConfig(steps=30, guidance=2.0)
-    with pytest.raises(ValueError, match="eta"):
+    with pytest.raises(ConfigError) as refused:
         sampling_of(None, eta=2.0)
+    assert str(refused.value) == "sampling: eta: should be less than or equal to 1 (got 2.0)"
+
+
+def test_a_search_asks_no_shadows(tmp_path: Path) -> None:
+    """They may be what judges, and need not be served where its rewards are."""
+    run = searched_with(tmp_path, None, "http://rewards:8000", ["clip"])
+    shown = run.rewards.model_copy(update={"judge": "verifier", "shadows": ("jpeg",)})
+    run = run.model_copy(update={"rewards": shown})
+    assert searched_with(tmp_path, run, None, []).rewards.names == ["clip"]
+    assert searched_with(tmp_path, run, None, ["jpeg"]).rewards.names == ["jpeg"]

@@ -1,6 +1,6 @@
 """Reads a typed configuration from YAML and `a.b=c` overrides; each wrong key gets a line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -32,11 +32,16 @@ def load(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Conf
     values = _read(path)
     for override in overrides:
         _apply(values, override)
+    return checked(model, values, path)
+
+
+def checked(model: type[Config], values: Mapping[str, Any], place: Path | str) -> Config:
+    """Settings of these values. Raises ConfigError, whose lines begin with the place that they are from."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = (_explain(model, details["loc"], details) for details in error.errors())
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+        raise ConfigError("\n".join(f"{place}: {line}" for line in lines)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
