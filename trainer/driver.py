@@ -14,7 +14,7 @@ import torch
 
 from trainer.adapters import check_targets
 from trainer.config import ModelConfig, TrainConfig, load_config, save_config
-from trainer.data.prompts import Prompts, read_prompts
+from trainer.data.prompts import PromptFileError, Prompts, read_prompts
 from trainer.data.rows import Rows
 from trainer.data.sources import absolute
 from trainer.families.index import not_there
@@ -127,9 +127,15 @@ def _check_data(config: TrainConfig, policy: Policy) -> None:
     """Look at all rows, and say which will be left out."""
     prompts, strict = config.prompts, config.prompts.strict
     learned = prompts.train if config.data is None else None
-    opened: list[Prompts | Rows] = [
-        read_prompts(source, strict=strict) for source in (learned, prompts.held_out) if source is not None
-    ]
+    opened: list[Prompts | Rows] = [read_prompts(learned, strict=strict)] if learned is not None else []
+    if prompts.held_out is not None:
+        held_out = read_prompts(prompts.held_out, strict=strict)
+        if config.rewards.judge and len({prompt.text for prompt in held_out}) < 2:
+            raise PromptFileError(
+                f"{prompts.held_out}: holds one prompt, and the error of a gain is between prompts; add "
+                "others, or leave out rewards.judge"
+            )
+        opened.append(held_out)
     if config.data is not None:
         opened.append(open_stream(config, config.data, policy, Ranks()).rows)
     for rows in opened:

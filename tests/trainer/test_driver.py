@@ -54,6 +54,15 @@ def test_mistakes_are_found_before_anything_is_written(
     assert not config.run_folder.exists()
 
 
+def test_a_gain_is_of_two_prompts_or_more(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Its error is between prompts; without a judge there is none."""
+    config = configured(tmp_path, pipelines["epsilon"])
+    (tmp_path / "held-out.jsonl").write_text('{"prompt": "a red circle"}\n' * 2, encoding="utf-8")
+    with pytest.raises(PromptFileError, match=r"holds one prompt, .*; add others, or leave out re"):
+        check(config)
+    check(with_settings(config, "rewards.judge=null"))
+
+
 def test_a_part_of_the_model_that_is_missing_is_found_without_its_weights(
     pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
