@@ -131,6 +131,11 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 "branching.previews must not come before branching.start: branches are one until then"
             )
+        if self.preview_steps[-1] < branching.shared_steps:
+            raise ValueError(
+                f"branching.previews must have one after branching.start={branching.start}: branches part "
+                "by the noise of that step, and until then theirs is the same"
+            )
         if branching.start > 0 and self.sampling.eta == 0:
             raise ValueError(
                 "branches that part on the way need noise: set sampling.eta > 0 or branching.start = 0"

@@ -67,6 +67,11 @@ def test_the_saved_configuration_is_read_back_unchanged(path: Path, tmp_path: Pa
         (["selection.by=luck"], "selection.by: should be 'reward' or 'random'"),
         (["sampling.steps=4", "branching.previews=[4]"], "branching.previews must lie within the 4 steps"),
         (["branching.start=5", "branching.previews=[4]"], "must not come before branching.start"),
+        (
+            ["branching.start=5", "branching.previews=[5]"],
+            "branching.previews must have one after branching.start=5: branches part by the noise",
+        ),
+        (["branching.start=19"], "branching.previews must have one after branching.start=19"),
         (["branching.start=5", "sampling.eta=0"], "set sampling.eta > 0 or branching.start = 0"),
         (["branching.end=21"], "after branches have parted, 1 or more, and within the 20 steps"),
         (["branching.start=5", "branching.end=6"], "after branches have parted, 7 or more"),
