@@ -125,12 +125,16 @@ class Replayer:
         with self._policy.reference():
             return self.outputs(replay)
 
-    @torch.no_grad()
     def earlier(self, replay: Replay, weights: list[Tensor]) -> Tensor:
-        """What the policy said there when it had these weights, without."""
+        """What the policy said there when it had these weights, without.
+
+        Compiled blocks are asked as with gradients: without, they are compiled another way, which in bfloat16
+        rounds otherwise.
+        """
         exchange(self._policy.parameters, weights)
         try:
-            return self.outputs(replay)
+            with torch.set_grad_enabled(self._config.model.compile):
+                return self.outputs(replay).detach()
         finally:
             exchange(self._policy.parameters, weights)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.small_run import configured, largest_difference, started
 from trainer.branches import step_noise
+from trainer.config import ConfigError
 from trainer.loop import sample
 from trainer.replay import Lesson, Replay
 from trainer.run import Run
@@ -85,3 +86,30 @@ def test_earlier_weights_answer_and_go_back(pipelines: dict[str, Path], tmp_path
     torch.testing.assert_close(replayer.earlier(replay, old), before)
     assert largest_difference(trained, run.policy.parameters) == 0
     assert float((replayer.outputs(replay).detach() - before).abs().max()) > 1e-3
+
+
+def test_a_method_without_a_step_to_learn_is_an_error(families: dict[str, Path], tmp_path: Path) -> None:
+    """Flow matching's last step puts back no noise: of one that is the only one nothing would be learned."""
+    options = ("method=ddpo", "sampling.steps=1", "model.image_size=16")
+    with pytest.raises(ConfigError, match=r"set loss\.replayed_steps to earlier ones, or sampling\.steps"):
+        started(configured(tmp_path / "flow", families["sd3"], *options))
+    started(configured(tmp_path / "ddpm", families["sd1"], *options))
+    started(configured(tmp_path / "other", families["sd3"], "loss.states_per_branch=1", *options[1:]))
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of torch's own
+@pytest.mark.parametrize("compiles", [False, True])
+def test_earlier_weights_are_asked_as_later_ones_where_that_rounds(
+    pipelines: dict[str, Path], tmp_path: Path, *, compiles: bool
+) -> None:
+    """Blocks are compiled once for evaluations with gradients and once for those without."""
+    torch.compiler.reset()
+    run = started(configured(tmp_path, pipelines["epsilon"], f"model.compile={compiles}"))
+    asked: list[bool] = []
+    with torch._dynamo.config.patch(debug_backend_override=">=0:eager"):
+        (lesson, _), *_ = sample(run)
+        run.policy.denoiser.register_forward_pre_hook(lambda *_: asked.append(torch.is_grad_enabled()))
+        replayer, replay = run.learner._replayer, everything(run, lesson)
+        found = replayer.earlier(replay, replayer.weights())
+    assert asked == [compiles]
+    assert not found.requires_grad
