@@ -31,7 +31,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the device of one rank, of one that has most."""
+    """Bytes on the device of one rank, of one that has most: where nodes may be lost, then."""
 
     standing: Mapping[str, int]
     """What is there throughout, by what it is."""
@@ -108,11 +108,11 @@ def _working(config: TrainConfig, rehearsal: "_Rehearsal", *, gradients: int) ->
         }
     if config.prompts.held_out:
         options = config.evaluation
-        drawn = min(drawn_at_a_time(config), len(shares(options.draws, config.ranks.workers)[0]))
+        drawn = min(drawn_at_a_time(config), len(shares(options.draws, config.ranks.fewest)[0]))
         prompts = -(-drawn // options.pictures_per_prompt)
         phases["evaluating"] = max(rehearsal.drawing(prompts, drawn, config.sampling.steps).values())
     phases["learning, with gradients"] = rehearsal.learning(gradients)
-    if config.ranks.workers > 1 and _shares(config) == 1:
+    if config.ranks.workers > 1 and config.ranks.sharding == "none":
         phases["summing gradients"] = 2 * gradients  # they travel as one message
     return phases
 
@@ -242,8 +242,8 @@ def _preview_decoder(config: TrainConfig, family: Family) -> nn.Module | None:
 
 
 def _shares(config: TrainConfig) -> int:
-    """In how many parts weights are held; one rank alone shares nothing."""
-    return config.ranks.workers if config.ranks.sharding == "full" else 1
+    """In how many parts weights are held, by as few ranks as may be; one alone shares nothing."""
+    return config.ranks.fewest if config.ranks.sharding == "full" else 1
 
 
 def _give_away(weight: Tensor) -> None:

@@ -126,9 +126,10 @@ def measured_seconds(config: TrainConfig, device: torch.device) -> float:
 
 def as_table(config: TrainConfig, planned: Plan) -> str:
     """The plan for people."""
-    work, ranks = planned.work, config.ranks.workers
+    work, ranks = planned.work, config.ranks
+    fewer = f", with {ranks.fewest} left" if ranks.fewest < ranks.workers else ""
     standing = {name: size for name, size in planned.memory.standing.items() if size}
-    lines = [f"Memory of each rank's device ({ranks} in all)"]
+    lines = [f"Memory of each rank's device ({ranks.workers} in all){fewer}"]
     lines += [f"  {name:34}{_size(size):>12}" for name, size in standing.items()]
     lines += [f"  while {name:28}{_size(size):>12}" for name, size in planned.memory.working.items()]
     lines.append(f"  {'at most':34}{_size(planned.memory.peak):>12}   and a tenth for kernels and fragments")

@@ -271,3 +271,14 @@ def test_ranks_that_share_weights_take_what_was_planned(
         gathered, learning = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
         assert gathered == pytest.approx(planned["encoding"], rel=0.1)
         assert learning == pytest.approx(planned["learning, with gradients"], rel=0.15)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_memory_is_that_of_the_fewest_ranks(
+    pipelines: dict[str, Path], tmp_path: Path, sharding: str
+) -> None:
+    """When nodes are lost each has more prompts at a time, and more of what ranks share."""
+    options = ["branching.prompts_per_micro_batch=4", f"ranks.sharding={sharding}"]
+    ranks = ["ranks.workers=2"], ["ranks.workers=4", "ranks.min_workers=2"]
+    two, left = (memory_of(configured(tmp_path, pipelines["epsilon"], *options, *of)) for of in ranks)
+    assert left == two

@@ -210,3 +210,10 @@ def test_an_evaluation_takes_time(config: TrainConfig) -> None:
 def test_an_evaluation_is_timed_in_a_micro_batch(config: TrainConfig) -> None:
     torch.manual_seed(0)
     assert 0 < measured_seconds(config, CPU) < 1
+
+
+def test_a_plan_says_for_how_many_ranks_it_is(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    for least, said in (("null", "(2 in all)\n"), ("1", "(2 in all), with 1 left\n")):
+        options = ["ranks.workers=2", f"ranks.min_workers={least}"]
+        config = configured(tmp_path, pipelines["epsilon"], *options)
+        assert f"Memory of each rank's device {said}" in as_table(config, plan(config))

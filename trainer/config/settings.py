@@ -124,8 +124,8 @@ class RunSettings(Section):
 
     @property
     def prompts_at_a_time(self) -> int:
-        """Prompts of a micro-batch, on a rank that has most of them."""
-        share = -(-self.branching.prompts_per_update // self.ranks.workers)
+        """Prompts of a micro-batch, on a rank that has most of them, where ranks are fewest."""
+        share = -(-self.branching.prompts_per_update // self.ranks.fewest)
         return min(self.branching.prompts_per_micro_batch, share)
 
     @property
