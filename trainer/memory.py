@@ -23,6 +23,7 @@ from trainer.held_out import drawn_at_a_time, shares
 from trainer.live_memory import AsOnDevice, LiveMemory
 from trainer.optimizer import moments_bytes
 from trainer.policy import Policy, check_model
+from trainer.replay import replayable
 from trainer.sharding import blocks_of
 
 META = torch.device("meta")
@@ -52,6 +53,7 @@ def memory_of(config: TrainConfig) -> Memory:
 
     Raises:
         ModelError, OSError: the model cannot be used.
+        ConfigError: its method has no step to learn.
     """
     family = _weightless(config)
     previews = _preview_decoder(config, family)
@@ -90,10 +92,10 @@ def chosen_branches(config: TrainConfig, prompts: int) -> int:
     return prompts * config.finished_branches
 
 
-def replayed_states(config: TrainConfig) -> int:
-    """S, which the replayed steps may bound."""
-    first, last = config.replayed_steps
-    return min(config.loss.states_per_branch, last - first)
+def replayed_states(config: TrainConfig, family: Family) -> int:
+    """S, which the steps that may be replayed bound. Raises ConfigError where there is none."""
+    schedule = family.schedule(config.sampling.steps).ending(config.path_steps)
+    return min(config.loss.states_per_branch, len(replayable(config, schedule)))
 
 
 def _working(config: TrainConfig, rehearsal: "_Rehearsal", *, gradients: int) -> dict[str, int]:
@@ -161,7 +163,7 @@ class _Rehearsal:
     def learning(self, gradients: int) -> int:
         config, policy = self._config, self._policy
         branches = chosen_branches(config, config.prompts_at_a_time)
-        states = min(branches, config.branches_at_a_time) * replayed_states(config)
+        states = min(branches, config.branches_at_a_time) * replayed_states(config, self._family)
         replayed = self._latents(min(states, config.model.states_with_gradients or states))
         with self._as_there, LiveMemory() as memory:
             rows = torch.zeros(len(replayed), dtype=torch.long, device=META)

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 
 from trainer.branches import Branches
-from trainer.config import TrainConfig
-from trainer.diffusion import add_noise, clean_and_noise, log_probability, step_distribution, target_output
+from trainer.config import ConfigError, TrainConfig
+from trainer.diffusion import (
+    Schedule,
+    add_noise,
+    clean_and_noise,
+    log_probability,
+    step_distribution,
+    target_output,
+)
 from trainer.families.family import Conditioning
 from trainer.path_integral import Selection
 from trainer.policy import Policy
@@ -70,6 +77,7 @@ class Replayer:
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self._policy, self._config = policy, config
         self._schedule = policy.schedule(config.sampling.steps).ending(config.path_steps)
+        self._steps = replayable(config, self._schedule)
         self.unet_evaluations = 0
         """Policy and reference together, since it was last set to 0."""
 
@@ -84,11 +92,8 @@ class Replayer:
         So neither micro-batches nor the number of ranks change it.
         """
         generators = [torch.Generator().manual_seed(_mixed(seed, step)) for seed in lesson.seeds]
-        first, last = self._config.replayed_steps
-        if self._config.reads_densities and not self._is_noisy(last - 1):
-            last -= 1  # the step to a finished picture puts back no noise and has no density
-        order = torch.stack([torch.rand(last - first, generator=generator) for generator in generators])
-        steps_PS = first + order.argsort(1)[:, : self._config.loss.states_per_branch]
+        order = torch.stack([torch.rand(len(self._steps), generator=generator) for generator in generators])
+        steps_PS = self._steps.start + order.argsort(1)[:, : self._config.loss.states_per_branch]
         noise_PT = None
         if self._config.learned_states == "renoised":
             shape = (len(self._schedule), *lesson.branches.clean.shape[2:])
@@ -161,12 +166,25 @@ class Replayer:
             raise ValueError("only visited states have a step that was taken from them")
         return log_probability(replay.moved, *self.distributions(replay, outputs))
 
-    def _is_noisy(self, step: int) -> bool:
-        """Whether noise is put back in this step."""
-        level, following = self._schedule.levels_T[step], self._schedule.next_levels_T[step]
-        nothing = torch.zeros((), device=self.device)
-        _, std = step_distribution(nothing, nothing, level, following, self._config.sampling.eta)
-        return bool(std > 0)
+
+def replayable(config: TrainConfig, schedule: Schedule) -> range:
+    """The steps whose states may be replayed; of methods that read densities those which put noise back.
+
+    Raises:
+        ConfigError: there is none: the last, to a finished picture or an x0 estimate, puts back no noise.
+    """
+    first, end = config.replayed_steps
+    if config.reads_densities:
+        nothing, last = schedule.levels_T.noise.new_zeros(()), end - 1
+        level, following = schedule.levels_T[last], schedule.next_levels_T[last]
+        _, std = step_distribution(nothing, nothing, level, following, config.sampling.eta)
+        end -= not bool(std > 0)
+    if first == end:
+        raise ConfigError(
+            f"method={config.method} learns steps that put noise back, which the last one does not: set "
+            "loss.replayed_steps to earlier ones, or sampling.steps higher"
+        )
+    return range(first, end)
 
 
 def exchange(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> None:

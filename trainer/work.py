@@ -6,6 +6,7 @@ from itertools import chain, pairwise
 
 from trainer.backlog import Previews
 from trainer.config import TrainConfig
+from trainer.families.weightless import load_weightless
 from trainer.memory import chosen_branches, replayed_states
 from trainer.policy import check_model
 from trainer.ranks import Ranks
@@ -43,13 +44,14 @@ def work_of(config: TrainConfig) -> Work:
     """What one update takes; the counts are those of a run's metrics.
 
     Raises:
-        ModelError: the model cannot be used.
+        ModelError, OSError: the model cannot be used.
+        ConfigError: its method has no step to learn.
     """
     prompts, stages = config.branching.prompts_per_update, _stages(config)
     kind = check_model(config.model)
+    learned = replayed_states(config, load_weightless(kind, config.model))
     grown = prompts * sum(stage.evaluations for stage in stages)
-    states = chosen_branches(config, prompts) * replayed_states(config)
-    replayed = states * kind.evaluations(config.learned_guidance)
+    replayed = chosen_branches(config, prompts) * learned * kind.evaluations(config.learned_guidance)
     sent = [previews.images for previews in chain.from_iterable(sampled(config, 0.0))]
     batches = sum(math.ceil(images / config.rewards.batch_images) for images in sent)
     return Work(

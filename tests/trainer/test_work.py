@@ -34,6 +34,7 @@ from trainer.work import work_of
         ["loss.replayed_steps=[1, 2]", "branching.prompts_per_micro_batch=3"],
         ["method=diffusion_dpo", "loss.states=null"],
         ["method=d3po", "loss.states=null"],
+        ["method=d3po", "sampling.steps=6", "branching.end=4", "loss.states_per_branch=9"],
         ["method=ddpo", "loss.states=null", "optimizer.steps_per_update=2"],
         ["method=grpo", "loss.states=null", "loss.kl_weight=0.1"],
         ["method=ddpo", "loss.states=null", "optimizer.steps_per_update=1"],
