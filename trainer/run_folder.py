@@ -129,9 +129,13 @@ class RunFolder:
         return EvaluationResult(**{**saved, **lists, **tables})
 
     def evaluations(self) -> list[EvaluationResult]:
-        """All that were made, from the untrained model on."""
+        """All that were made, from the untrained model on; in a finished run none that a crash undid."""
         names = sorted(path.stem for path in (self.path / "evaluations").glob("*.json"))
-        return sorted(map(self.load_evaluation, names), key=lambda result: result.update)
+        results = sorted(map(self.load_evaluation, names), key=lambda result: result.update)
+        if not (self.is_finished and "after" in names):
+            return results
+        last = self.load_evaluation("after").update
+        return [result for result in results if result.update <= last]
 
     def save_grid(self, before: EvaluationResult, after: EvaluationResult) -> None:
         """List the same-seed pictures before and after for the report."""

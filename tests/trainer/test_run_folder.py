@@ -76,6 +76,16 @@ def test_evaluations_come_in_the_order_of_updates(run: Run) -> None:
     assert [result.update for result in run.folder.evaluations()] == [0, 4, 6, 12]
 
 
+def test_a_run_that_was_ended_before_an_evaluation_is_without_it(run: Run) -> None:
+    """A crash had undone the updates since the checkpoint, where the run was ended then."""
+    assert run.held_out is not None
+    for name, update in (("before", 0), ("update-000015", 15), ("after", 10)):
+        run.folder.save_evaluation(name, run.held_out.evaluate(run.policy, update))
+    assert [result.update for result in run.folder.evaluations()] == [0, 10, 15], "it may go on"
+    run.folder.write_summary({})
+    assert [result.update for result in run.folder.evaluations()] == [0, 10]
+
+
 def test_the_grid_pairs_pictures_of_different_prompts(run: Run) -> None:
     assert run.held_out is not None
     before = run.held_out.evaluate(run.policy, 0)
