@@ -171,7 +171,8 @@ class Coordinator:
     async def _asked(self, *, may_retry: bool) -> bool:
         """Whether the revisions are known; old ones are good enough while the rewards do not answer."""
         try:
-            self._revisions = {info.id: info.revision for info in await self._rewards.describe()}
+            infos = await self._rewards.describe(self._names)  # of these alone: others may be out of order
+            self._revisions = {info.id: info.revision for info in infos}
         except RewardError as error:
             if not self._revisions and not (error.retryable and may_retry):
                 raise

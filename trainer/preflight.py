@@ -42,7 +42,10 @@ def check_served(rewards: RewardsConfig) -> None:
     if rewards.url is None:
         return
     with RewardClient(rewards.url, api_key=os.environ.get("REWARDS_API_KEY"), retries=_RETRIES) as client:
-        check_names(rewards, rewards.url, [info.id for info in client.describe()])
+        try:
+            client.describe(rewards.names)  # of these alone: others' may be out of order
+        except RewardUnknown as error:
+            raise RewardUnknown(f"{rewards.url}: {error}") from None
 
 
 def check_names(rewards: RewardsConfig, place: str | Path, served: Collection[str]) -> None:

@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from reward_services import Limits, RewardInfo, RewardList, RewardUnknown, ServerUnreachable
+from reward_services import RewardInfo, RewardNotReady, RewardUnknown, ServerUnreachable
+from reward_services.schema import Problem
 from tests.ports import free_port
 from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
@@ -14,6 +15,16 @@ from trainer.preflight import check_reachable, check_room, check_served
 
 REWARDS = {"CPU": 2.5, "GPU": 0.25}
 MACHINE = {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}
+JPEG = RewardInfo(
+    id="jpeg",
+    revision="1",
+    range=(None, 0.0),
+    higher_is_better=True,
+    deterministic=True,
+    modality=("image",),
+    max_items=8,
+    ready=True,
+)
 
 
 def test_what_fits_is_not_spoken_of() -> None:
@@ -73,25 +84,19 @@ def test_a_cluster_that_does_not_answer_is_a_line() -> None:
 
 
 class ServesJpeg(BaseHTTPRequestHandler):
-    """Says what a reward server says of one reward."""
+    """Says what a reward server says of one reward, beside which another is out of order."""
 
     def do_GET(self) -> None:
-        info = RewardInfo(
-            id="jpeg",
-            revision="1",
-            range=(None, 0.0),
-            higher_is_better=True,
-            deterministic=True,
-            modality=("image",),
-            max_items=8,
-            ready=True,
-        )
-        limits = Limits(
-            max_items=8, max_request_bytes=9, max_image_bytes=9, max_pixels=9, request_timeout_s=9
-        )
-        self.send_response(200)
+        said: RewardInfo | Problem
+        if self.path == "/v1/rewards/jpeg":
+            status, said = 200, JPEG
+        else:
+            broken = self.path == "/v1/rewards"
+            error = RewardNotReady("broken does not answer") if broken else RewardUnknown("no such reward")
+            status, said = error.status, error.problem()
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(RewardList(data=(info,), limits=limits).model_dump_json().encode())
+        self.wfile.write(said.model_dump_json().encode())
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -108,7 +113,7 @@ def url() -> Iterator[str]:
 def test_rewards_elsewhere_are_asked_for_what_they_serve(url: str) -> None:
     check_served(RewardsConfig())
     check_served(RewardsConfig(url=url, weights={"jpeg": 1.0}))
-    with pytest.raises(RewardUnknown, match=rf"names 'clip', which {url} does not serve; it serves jpeg"):
+    with pytest.raises(RewardUnknown, match=f"^{url}: no such reward"):
         check_served(RewardsConfig(url=url, weights={"jpeg": 1.0}, judge="clip"))
     nobody = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ServerUnreachable, match="is it running, is the URL right"):
