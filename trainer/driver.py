@@ -124,23 +124,28 @@ def _weightless(model: ModelConfig) -> Policy:
 
 
 def _check_data(config: TrainConfig, policy: Policy) -> None:
-    """Look at all rows, and say which will be left out."""
-    prompts, strict = config.prompts, config.prompts.strict
-    learned = prompts.train if config.data is None else None
-    opened: list[Prompts | Rows] = [read_prompts(learned, strict=strict)] if learned is not None else []
-    if prompts.held_out is not None:
-        held_out = read_prompts(prompts.held_out, strict=strict)
-        if config.rewards.judge and len({prompt.text for prompt in held_out}) < 2:
-            raise PromptFileError(
-                f"{prompts.held_out}: holds one prompt, and the error of a gain is between prompts; add "
-                "others, or leave out rewards.judge"
-            )
-        opened.append(held_out)
+    """Look at all rows, and say which will be left out, or read in part."""
+    learned = config.prompts.train if config.data is None else None
+    sources = [source for source in (learned, config.prompts.held_out) if source is not None]
+    prompts = {source: read_prompts(source, strict=config.prompts.strict) for source in sources}
+    held_out = prompts.get(config.prompts.held_out or "", ())
+    if config.rewards.judge and held_out and len({prompt.text for prompt in held_out}) < 2:
+        raise PromptFileError(
+            f"{config.prompts.held_out}: holds one prompt, and the error of a gain is between prompts; add "
+            "others, or leave out rewards.judge"
+        )
+    opened: list[Prompts | Rows] = [*prompts.values()]
     if config.data is not None:
         opened.append(open_stream(config, config.data, policy, Ranks()).rows)
     for rows in opened:
         if rows.left_out:
             _tell(f"{rows.report}; --strict-data refuses them")
+    for source, found in prompts.items():
+        if cut := policy.cut_off([prompt.text for prompt in found]):
+            _tell(
+                f"{cut} of {len(found)} prompts of {source} are longer than the model's text encoders read: "
+                "it does not see how they end"
+            )
 
 
 @functools.cache

@@ -146,6 +146,10 @@ class Policy:
         self._send_home()
         return text
 
+    def cut_off(self, prompts: Sequence[str]) -> int:
+        """How many prompts end beyond what any of the text encoders reads."""
+        return self._family.cut_off(prompts)
+
     def predict(self, sample: Tensor, timesteps: Tensor, text: Conditioning, guidance: float) -> Tensor:
         """The model's output under guidance as at inference: (N, C, h, w) to the same.
 

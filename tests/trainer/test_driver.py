@@ -86,6 +86,17 @@ def test_a_missing_library_of_the_optimizer_is_found_before_anything_starts(
         check(with_settings(config, "optimizer.moments=8-bit"))
 
 
+def test_prompts_that_are_read_in_part_are_told(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = Path(str(config.prompts.train))
+    with train.open("a", encoding="utf-8") as file:
+        file.write(f'{{"prompt": "{"red " * 100}"}}\n')
+    check(config)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"1 of 7 prompts of {train} are longer than the model's text encoders read")
+
+
 def test_rows_that_are_left_out_are_told_before_anything_starts(
     pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,19 @@ class Family(ABC):
     def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         """N prompts, N rows."""
 
+    @property
+    def reader(self) -> tuple[Any, int]:
+        """The tokenizer of the text encoder that reads most of a prompt, and how many tokens that is."""
+        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
+
+    def cut_off(self, texts: Sequence[str]) -> int:
+        """How many prompts end beyond what any text encoder reads."""
+        tokenizer, most = self.reader
+        # Tokens are no more than bytes, and the two that mark beginning and end: few are worth a look.
+        long = [text for text in texts if len(text.encode("utf-8", "surrogatepass")) + 2 > most]
+        found = tokenizer(long, verbose=False).input_ids if long else []
+        return sum(len(tokens) > most for tokens in found)
+
     def encode_empty(self, device: torch.device) -> Conditioning:
         """The prompt that guidance leads away from, one row."""
         return self.encode([""], device)

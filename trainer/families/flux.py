@@ -5,6 +5,7 @@ evaluation.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,11 +45,15 @@ class Flux(Family):
         sigmas = np.linspace(1, 1 / steps, steps).tolist()
         return flow_schedule(self.pipeline, steps, tokens=self.patches, sigmas=sigmas)
 
+    @property
+    def reader(self) -> tuple[Any, int]:
+        """T5's, as many as the model cards say."""
+        return self.pipeline.tokenizer_2, 512 if self._guided else 256
+
     def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
-        """T5's tokens, as many as the model cards say; CLIP's pooled output."""
-        tokens = 512 if self._guided else 256
+        """T5's tokens; CLIP's pooled output."""
         hidden, pooled, _ = self.pipeline.encode_prompt(
-            list(texts), device=device, max_sequence_length=tokens
+            list(texts), device=device, max_sequence_length=self.reader[1]
         )
         return Conditioning(hidden, pooled, hidden.new_empty(len(hidden), 0))
 

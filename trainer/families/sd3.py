@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a transformer trained by flow matching; two CLIPs and T5."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -27,6 +28,12 @@ class StableDiffusion3(Family):
     def schedule(self, steps: int) -> Schedule:
         """Euler's, shifted."""
         return flow_schedule(self.pipeline, steps, tokens=self.patches)
+
+    @property
+    def reader(self) -> tuple[Any, int]:
+        """T5's, as many as diffusers gives it; without it the CLIPs'."""
+        tokenizer = self.pipeline.tokenizer_3
+        return (tokenizer, 256) if tokenizer is not None else super().reader
 
     def encode(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         """The tokens of both CLIPs, then T5's; the projections of both CLIPs."""

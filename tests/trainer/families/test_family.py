@@ -57,6 +57,21 @@ def test_without_noise_pictures_are_the_pipelines_own(
 
 
 @EVERY
+def test_a_prompt_is_cut_off_where_its_end_changes_nothing(families: dict[str, Path], name: str) -> None:
+    policy = load(families[name], None)
+
+    def changes(words: str) -> bool:
+        red, blue = policy.encode([f"{words} red", f"{words} blue"]).hidden
+        return not red.equal(blue)
+
+    texts = [" ".join(["a"] * count) for count in range(600)]
+    whole = next(count for count in range(600) if policy.cut_off([f"{texts[count]} red"])) - 1
+    assert policy.cut_off([f"{texts[whole]} red", f"{texts[whole + 1]} red", f"{texts[599]} red"]) == 2
+    assert changes(texts[whole])
+    assert not changes(texts[whole + 1])
+
+
+@EVERY
 def test_log_probabilities_are_those_of_the_posterior(families: dict[str, Path], name: str) -> None:
     """Of ancestral sampling: Bayes' rule for the noising chain, in double precision."""
     policy, steps = load(families[name]), 5
