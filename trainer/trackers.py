@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PROJECT = "diffusion-sharpening"
 
+_WANDB_STARTS_S = 300.0
+
 Pictures = Sequence[tuple[str, NDArray[np.uint8]]]
 """Prompts with their (H, W, 3) pictures."""
 
@@ -140,6 +142,7 @@ class WeightsAndBiases:
         import wandb  # noqa: PLC0415  an extra
 
         self._wandb = wandb
+        _wandb_settings()
         name = _kept(config.run_folder / "wandb_run", lambda: uuid.uuid4().hex)
         self._run = wandb.init(
             id=name,
@@ -203,11 +206,16 @@ class MLflow:
         return run
 
 
-def _wandb_may_write() -> bool:
-    """Whether W&B has a key, which is not tried, or needs none."""
+def _wandb_settings() -> Any:
+    """W&B's settings, its service started. A busy machine takes longer than its own 30 s, then it hangs."""
     import wandb  # noqa: PLC0415  an extra
 
-    settings = wandb.setup().settings
+    return wandb.setup(wandb.Settings(x_service_wait=_WANDB_STARTS_S)).settings
+
+
+def _wandb_may_write() -> bool:
+    """Whether W&B has a key, which is not tried, or needs none."""
+    settings = _wandb_settings()
     if settings.mode in ("offline", "dryrun", "disabled") or os.environ.get("WANDB_API_KEY"):
         return True
     try:

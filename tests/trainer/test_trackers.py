@@ -72,12 +72,15 @@ def test_mlflow_has_settings_curves_and_pictures_in_one_run(
 
 
 def test_wandb_goes_on_in_the_same_run(pipelines: dict[str, Path], tmp_path: Path, environment: Path) -> None:
+    import wandb
+
     config = config_with(tmp_path, pipelines, "wandb")
     for update in (1, 2):
         trackers = Trackers(config, update - 1)
         trackers.record(update, {"reward": update / 2})
         trackers.show(update, PICTURES)
         trackers.close()
+    wandb.teardown()  # its service writes what it was told, which may come after a run's end
     kept = (config.run_folder / "wandb_run").read_text(encoding="utf-8")
     runs = sorted((config.run_folder / "wandb").glob("offline-run-*"))
     assert len(runs) == 2
@@ -88,6 +91,17 @@ def test_wandb_goes_on_in_the_same_run(pipelines: dict[str, Path], tmp_path: Pat
         assert b"reward" in content
         assert b"prompts_per_update" in content
         assert list(run.rglob("*.png"))
+
+
+def test_wandb_has_time_to_start(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its service is a process that a busy machine starts slowly; beyond its own 30 s it waits for itself."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "0.001")
+    check_trackers(["wandb"])
+    assert wandb.setup().settings.x_service_wait == 300
+    wandb.teardown()
 
 
 def test_a_tracker_that_fails_is_said_once_and_left_alone(
