@@ -8,6 +8,7 @@ import pytest
 
 from reward_services import RewardInfo, RewardNotReady, RewardUnknown, ServerUnreachable
 from reward_services.schema import Problem
+from reward_services.scorers.jpeg import JpegScorer
 from tests.ports import free_port
 from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
@@ -15,16 +16,7 @@ from trainer.preflight import check_reachable, check_room, check_served
 
 REWARDS = {"CPU": 2.5, "GPU": 0.25}
 MACHINE = {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}
-JPEG = RewardInfo(
-    id="jpeg",
-    revision="1",
-    range=(None, 0.0),
-    higher_is_better=True,
-    deterministic=True,
-    modality=("image",),
-    max_items=8,
-    ready=True,
-)
+JPEG = JpegScorer().describe("jpeg", max_items=8)
 
 
 def test_what_fits_is_not_spoken_of() -> None:
