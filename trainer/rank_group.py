@@ -32,7 +32,7 @@ from trainer.scoring import Scoring
 _OF_ANOTHER = re.compile(r"gloo/|NCCL|by peer|Broken pipe|TCPStore", flags=re.IGNORECASE)
 
 
-class _Trainer(TorchTrainer):
+class Trainer(TorchTrainer):
     """Ray Train without its cleaner of placement groups: a run's end is its job's end, which frees them.
 
     The cleaner asks the dashboard; on a cluster without one every run would wait 12 s for it to give up.
@@ -56,7 +56,7 @@ def run_ranks(config: TrainConfig, scoring: Scoring) -> None:
     shutil.rmtree(storage, ignore_errors=True)
     if config.rewards.revisions == "pin" and isinstance(scoring, CoordinatorScoring):
         scoring = scoring.pinned(RunFolder(config.run_folder), config.rewards.names)
-    trainer = _Trainer(
+    trainer = Trainer(
         # Bound to the function, what ranks need is unpacked by them alone: the controller imports no model.
         partial(_rank_main, absolute_paths(config).model_dump(mode="json"), scoring),
         # Gradients are summed where they are, the ranks' other messages are small and on the CPU.
@@ -83,7 +83,7 @@ def run_ranks(config: TrainConfig, scoring: Scoring) -> None:
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def fit(trainer: TorchTrainer, *, restarts: int) -> None:
+def fit(trainer: Trainer, *, restarts: int) -> None:
     """Run ranks to their end; raises RunFailed, which names the rank that is to blame."""
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 from ray import serve
@@ -52,8 +51,9 @@ class Replica:
         info: RewardInfo = await self._handle.describe.remote()
         return info
 
-    async def score(self, images: list[Any], prompt: str = "", deadline_s: float = 30.0) -> list[Score]:
-        scores: list[Score] = await self._handle.score.remote(images, [prompt] * len(images), deadline_s)
+    async def score(self, images: list[Any], *prompts: str, deadline_s: float = 30.0) -> list[Score]:
+        asked = list(prompts) or [""] * len(images)
+        scores: list[Score] = await self._handle.score.remote(images, asked, deadline_s)
         return scores
 
     async def loaded(self) -> int:
@@ -124,17 +124,25 @@ def test_an_answer_is_of_one_revision(replica: Replica, draw: Draw) -> None:
     assert len(seen) == 2
 
 
-def test_a_batch_that_takes_too_long_costs_those_before_it_nothing(replica: Replica, tmp_path: Path) -> None:
+SLOW = """
+import time
+def slow(images, prompts):
+    time.sleep({"quick": 0.1, "slow": 4.0}.get(prompts[0], 0.0))  # the golden sample has another prompt
+    return [1.0]
+"""
+
+
+def test_a_batch_that_takes_too_long_costs_those_before_it_nothing(
+    replica: Replica, draw: Draw, tmp_path: Path
+) -> None:
     """Two images in batches of one, 0.1 and 4 seconds: the answer comes when the time is up."""
-    code = "import time\ndef slow(images, prompts):\n    time.sleep(images[0].max() / 10)\n    return [1.0]\n"
-    (tmp_path / "slow.py").write_text(code, encoding="utf-8")
-    images = [np.full((8, 8, 3), value, np.uint8) for value in (1, 40)]
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
 
     async def run() -> None:
         slow = settings("custom", max_images=1, path=str(tmp_path / "slow.py"), name="slow")
         await replica.reconfigure(slow)
         began = time.monotonic()
-        scores = await replica.score(images, deadline_s=1.5)
+        scores = await replica.score(draw(2), "quick", "slow", deadline_s=1.5)
         assert 1.4 < time.monotonic() - began < 3.0
         assert [score.error and score.error.status for score in scores] == [None, 504]
         await replica.reconfigure(settings("jpeg"))

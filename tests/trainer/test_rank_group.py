@@ -12,10 +12,9 @@ import ray.train.torch
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.config import RunConfig, ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from trainer.driver import RunFailed
-from trainer.rank_group import fit, to_blame
+from trainer.rank_group import Trainer, fit, to_blame
 
 # Ray leaves sockets and files of its processes to the garbage collector, and ray.data warns of itself.
 pytestmark = pytest.mark.filterwarnings(
@@ -43,7 +42,7 @@ def test_who_is_to_blame(failures: Mapping[int, Exception], rank: int) -> None:
 
 
 @pytest.fixture
-def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TorchTrainer]:
+def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
     """Two ranks; the second is killed, as the kernel does it out of memory, while the first waits for it."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -60,7 +59,7 @@ def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Torch
         dist.all_reduce(zeros(1))
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield TorchTrainer(
+    yield Trainer(
         sum_until_killed,
         torch_config=ray.train.torch.TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
@@ -69,6 +68,6 @@ def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Torch
     ray.shutdown()
 
 
-def test_a_killed_rank_is_named_and_not_who_waited_for_it(two_ranks: TorchTrainer) -> None:
+def test_a_killed_rank_is_named_and_not_who_waited_for_it(two_ranks: Trainer) -> None:
     with pytest.raises(RunFailed, match=r"^rank 1 failed, after 0 restarts too: .*worker process has died"):
         fit(two_ranks, restarts=0)
