@@ -191,7 +191,7 @@ async def over_http(port: int) -> None:
 def through_the_coordinator() -> None:
     """Every attempt at `jpeg` ends before its batch goes: it is retried and given up."""
     actor: Any = ray.remote(ObservedCoordinator)
-    pace = Pace(attempt_s_of={"jpeg": 0.05}, deadline_s=1.0)
+    pace = Pace(attempt_s=1.0, deadline_s=2.0)
     coordinator = actor.options(num_cpus=0, max_concurrency=100).remote(
         connect(), names=["verifier", "jpeg"], record=Instruments(), pace=pace
     )

@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -221,7 +221,7 @@ class Coordinator:
         """
         attempt = 0
         while True:
-            share = max(await asyncio.gather(*(self._call(*call) for call in self._calls(items))))
+            share = max(await asyncio.gather(*(self._call(*call) for call in _calls(items))))
             self._allowance.note(len(items), share)
             pause = pause_s(attempt)
             now = time.monotonic()
@@ -237,22 +237,10 @@ class Coordinator:
                 return items
             attempt += 1
 
-    def _calls(self, items: Sequence[_Item]) -> Iterable[tuple[tuple[str, ...], float, list[_Item]]]:
-        """What to ask of whom: rewards of one deadline that miss the same items share a call."""
-        missing_items: dict[str, list[_Item]] = {}
-        for item in items:
-            for name in item.missing:
-                missing_items.setdefault(name, []).append(item)
-        shared: dict[tuple[float, tuple[bytes, ...]], list[str]] = {}
-        for name, lacking in missing_items.items():
-            limit = self._pace.limit_s(name)
-            shared.setdefault((limit, tuple(item.content for item in lacking)), []).append(name)
-        return [(tuple(names), limit, missing_items[names[0]]) for (limit, _), names in shared.items()]
-
-    async def _call(self, names: tuple[str, ...], limit_s: float, items: Sequence[_Item]) -> float:
+    async def _call(self, names: Sequence[str], items: Sequence[_Item]) -> float:
         """Ask once; returns the share of the limit that it took, 1 where it was late with most of that."""
         self._counts["reward_calls"] += len(names)
-        revisions, began = self._revisions, time.monotonic()
+        revisions, began, limit_s = self._revisions, time.monotonic(), self._pace.limit_s
         deadline_s = max(min(limit_s, max(map(self._ends, items)) - began), 0.001)
         images, prompts = [item.image for item in items], [item.prompt for item in items]
         told = told_s(deadline_s)
@@ -286,6 +274,18 @@ class Coordinator:
         self._counts["failures"] += sum(not score.ok for score in item.scores.values())
         del self._in_flight[item.key]
         item.settled.set_result(item.scores)
+
+
+def _calls(items: Sequence[_Item]) -> list[tuple[list[str], list[_Item]]]:
+    """What to ask of whom: rewards that miss the same items share a call."""
+    missing_items: dict[str, list[_Item]] = {}
+    for item in items:
+        for name in item.missing:
+            missing_items.setdefault(name, []).append(item)
+    shared: dict[tuple[bytes, ...], list[str]] = {}
+    for name, lacking in missing_items.items():
+        shared.setdefault(tuple(item.content for item in lacking), []).append(name)
+    return [(names, missing_items[names[0]]) for names in shared.values()]
 
 
 def _content_of(image: Image, prompt: str) -> bytes:

@@ -1,8 +1,7 @@
 """How the coordinator batches, waits and retries, and how many images are with the rewards at a time."""
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
@@ -17,19 +16,18 @@ class Pace:
     """How long the first image of a batch waits for those of other ranks."""
     batches_at_once: int = 4
     attempt_s: float = 30.0
-    """Deadline of one attempt, for each reward that `attempt_s_of` does not name; no more than half of
-    `deadline_s`, so that there is another."""
-    attempt_s_of: Mapping[str, float] = field(default_factory=dict)
+    """Deadline of one attempt; no more than half of `deadline_s`, so that there is another."""
     deadline_s: float = 180.0
-    """An image has failed that waited so long for a reward which scored nothing meanwhile, neither it nor
-    another; longer than a replica takes to restart."""
+    """How long an image waits for a reward that scores nothing meanwhile, neither it nor another, before it
+    has failed; longer than a replica takes to restart."""
     revisions_s: float = 30.0
     """How long a reward's revision is believed without asking again."""
     cache_scores: int = 200_000
 
-    def limit_s(self, reward: str) -> float:
+    @property
+    def limit_s(self) -> float:
         """Of one attempt."""
-        return min(self.attempt_s_of.get(reward, self.attempt_s), self.deadline_s / 2)
+        return min(self.attempt_s, self.deadline_s / 2)
 
 
 class Allowance:

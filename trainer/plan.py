@@ -234,13 +234,12 @@ def _advice(config: TrainConfig, planned: Plan) -> list[str]:
     judged = planned.evaluation.rewards if planned.evaluation else {}
     calls = [(name, one.call_s) for name, one in planned.rewards.items()]
     calls += [(name, one.call_s) for name, one in judged.items() if name not in planned.rewards]
+    replica_s = _told_replica_s(pace.limit_s, over_http=options.url is not None)
+    limit = f"rewards.attempt_s={options.attempt_s:g}"
+    if pace.limit_s < options.attempt_s:
+        limit = f"half of rewards.deadline_s={options.deadline_s:g}"
     for name, call_s in calls:
-        limit_s = pace.limit_s(name)
-        replica_s = _told_replica_s(limit_s, over_http=options.url is not None)
         if call_s is not None and call_s > replica_s:
-            limit = f"rewards.attempt_s={options.attempt_s:g}"
-            if limit_s < options.attempt_s:
-                limit = f"half of rewards.deadline_s={options.deadline_s:g}"
             advice.append(
                 f"A call takes {name} {call_s:,.1f} s, beyond the {replica_s:,.1f} s that a replica has of "
                 f"{limit}: set that higher "

@@ -165,24 +165,6 @@ def test_a_call_that_raises_is_tried_again() -> None:
     assert values(scores, "bright") == [1.0]
 
 
-def test_a_reward_that_hangs_meets_its_own_deadline() -> None:
-    class Hanging(Brightness):
-        async def score(self, *arguments: Any, **options: Any) -> dict[str, list[Score]]:
-            if options["rewards"] == ("dark",):
-                await asyncio.sleep(60)
-            return await super().score(*arguments, **options)
-
-    async def run() -> None:
-        merged = coordinator(Hanging(), attempt_s_of={"dark": 0.05}, deadline_s=0.5)
-        scores = await asyncio.wait_for(merged.score(pictures(1), ["a"]), 0.9)
-        assert values(scores, "bright") == [1.0]
-        error = scores["dark"][0].error
-        assert error is not None
-        assert error.type == "/problems/deadline-exceeded"
-
-    asyncio.run(run())
-
-
 def test_only_what_was_late_is_asked_again() -> None:
     """Rewards that score two images in their time, and say so at its end."""
 

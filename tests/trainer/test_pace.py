@@ -36,8 +36,8 @@ def test_one_may_always_be_under_way() -> None:
 
 
 def test_an_attempt_leaves_time_for_another() -> None:
-    pace = Pace(attempt_s=30, attempt_s_of={"judge": 90}, deadline_s=120)
-    assert (pace.limit_s("clip"), pace.limit_s("judge")) == (30, 60)
+    assert Pace(attempt_s=30, deadline_s=120).limit_s == 30
+    assert Pace(attempt_s=90, deadline_s=120).limit_s == 60
 
 
 def test_pauses_grow_up_to_a_bound() -> None:
