@@ -276,16 +276,16 @@ class Coordinator:
         item.settled.set_result(item.scores)
 
 
-def _calls(items: Sequence[_Item]) -> list[tuple[list[str], list[_Item]]]:
+def _calls(items: Sequence[_Item]) -> list[tuple[list[str], tuple[_Item, ...]]]:
     """What to ask of whom: rewards that miss the same items share a call."""
-    missing_items: dict[str, list[_Item]] = {}
+    lacking: dict[str, list[_Item]] = {}
     for item in items:
         for name in item.missing:
-            missing_items.setdefault(name, []).append(item)
-    shared: dict[tuple[bytes, ...], list[str]] = {}
-    for name, lacking in missing_items.items():
-        shared.setdefault(tuple(item.content for item in lacking), []).append(name)
-    return [(names, missing_items[names[0]]) for names in shared.values()]
+            lacking.setdefault(name, []).append(item)
+    shared: dict[tuple[_Item, ...], list[str]] = {}
+    for name, of_reward in lacking.items():
+        shared.setdefault(tuple(of_reward), []).append(name)
+    return [(names, lacked) for lacked, names in shared.items()]
 
 
 def _content_of(image: Image, prompt: str) -> bytes:

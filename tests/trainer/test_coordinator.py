@@ -165,6 +165,17 @@ def test_a_call_that_raises_is_tried_again() -> None:
     assert values(scores, "bright") == [1.0]
 
 
+def test_one_picture_may_be_asked_about_twice_at_once_for_other_rewards() -> None:
+    async def run() -> None:
+        merged = coordinator(Brightness())
+        bright, dark = await asyncio.gather(
+            merged.score(pictures(3), ["a"], ["bright"]), merged.score(pictures(3), ["a"], ["dark"])
+        )
+        assert (values(bright, "bright"), values(dark, "dark")) == ([3.0], [-3.0])
+
+    asyncio.run(run())
+
+
 def test_only_what_was_late_is_asked_again() -> None:
     """Rewards that score two images in their time, and say so at its end."""
 
