@@ -137,7 +137,7 @@ async def _send(client: httpx.AsyncClient, body: _Body) -> _Sent:
         response = await client.post(_PATH, content=body.content, headers=body.headers)
     except httpx.TimeoutException:
         return _Sent(time.perf_counter() - started, DeadlineExceeded.slug)
-    except httpx.TransportError:
+    except httpx.RequestError:
         return _Sent(time.perf_counter() - started, ServerUnreachable.slug)
     seconds = time.perf_counter() - started
     try:

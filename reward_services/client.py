@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from reward_services.errors import DeadlineExceeded, RewardError, ServerUnreachable
+from reward_services.errors import ConfigInvalid, DeadlineExceeded, RewardError, ServerUnreachable
 from reward_services.exchange import (
     Ask,
     Call,
@@ -53,6 +53,9 @@ class AsyncRewardClient:
     way, of at most 64 images or 32 MiB each, and others wait.
     Arrays go over the wire as they are, files and encoded bytes too. `api_key` is sent as a bearer token.
     Until its first use a client can be sent to another process.
+
+    Raises:
+        ConfigInvalid: `url` is no address, or `api_key` no key.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class AsyncRewardClient:
         requests_at_once: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url, self._headers, self._transport = url, _headers(api_key), transport
+        self._url, self._headers, self._transport = _checked(url), _headers(api_key), transport
         self._retries, self._at_once = retries, requests_at_once
         self._opened: _Opened | None = None
 
@@ -130,7 +133,7 @@ class AsyncRewardClient:
                 response = await here.http.request(call.method, call.path, content=body, headers=call.headers)
         except TimeoutError:
             return _late(step.left_s)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return _lost(error)
         return _reply(response)
 
@@ -185,7 +188,7 @@ class RewardClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=url, headers=_headers(api_key), transport=transport)
+        self._http = httpx.Client(base_url=_checked(url), headers=_headers(api_key), transport=transport)
 
     def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
         """As `AsyncRewardClient.describe`."""
@@ -242,7 +245,7 @@ class RewardClient:
             )
         except (httpx.ReadTimeout, httpx.WriteTimeout):
             return _late(left_s)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return _lost(error)
         return _reply(response)
 
@@ -251,7 +254,17 @@ def _describing(reward: str) -> Call:
     return Call("GET", f"/v1/rewards/{quote(reward, safe='')}")
 
 
+def _checked(url: str) -> str:
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigInvalid(f"{url!r} is no address of a reward server: {error}") from None
+    return url
+
+
 def _headers(api_key: str | None) -> dict[str, str]:
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise ConfigInvalid("a key is of printable ASCII characters; copy it anew")
     return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
@@ -271,7 +284,7 @@ def _late(left_s: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"no answer within {left_s:.1f} s; allow more time or send fewer images")
 
 
-def _lost(error: httpx.TransportError) -> ServerUnreachable:
+def _lost(error: httpx.RequestError) -> ServerUnreachable:
     return ServerUnreachable(
         f"cannot reach the reward server ({error or type(error).__name__}); is it running, is the URL right?"
     )

@@ -167,7 +167,7 @@ class EndpointModel:
                 )
         except TimeoutError:
             return DeadlineExceeded(f"the judge's endpoint did not answer within {step.left_s:.1f} s")
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return ServerUnreachable(f"cannot reach the judge's endpoint ({error or type(error).__name__})")
         return _reply(response)
 

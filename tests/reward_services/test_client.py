@@ -13,6 +13,7 @@ import pytest
 
 from reward_services import (
     AsyncRewardClient,
+    ConfigInvalid,
     DeadlineExceeded,
     KeyInvalid,
     RewardClient,
@@ -234,6 +235,25 @@ def test_a_key_goes_with_every_request(moody: Callable[..., tuple[str, list[str]
     with RewardClient(url, api_key="two") as client:
         client.describe()
     assert paths == ["/v1/rewards Bearer one", "/v1/rewards Bearer two"]
+
+
+@pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])
+def test_no_address_and_no_key_are_typed_errors(client: Any) -> None:
+    for url in ("http://rewards:port", "http://[::1"):
+        with pytest.raises(ConfigInvalid, match="is no address of a reward server"):
+            client(url)
+    for key in ("rk_abc\n", "schlüssel"):
+        with pytest.raises(ConfigInvalid, match=r"^a key is of printable ASCII characters; copy it anew$"):
+            client(api_key=key)
+
+
+def test_a_body_that_cannot_be_decoded_is_a_typed_error() -> None:
+    gzip = {"content-encoding": "gzip"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=gzip, content=b"{}"))
+    with RewardClient(transport=transport, retries=0) as client, pytest.raises(ServerUnreachable):
+        client.describe()
+    with pytest.raises(ServerUnreachable):
+        asyncio.run(AsyncRewardClient(transport=transport, retries=0).describe())
 
 
 def test_nobody_there() -> None:
