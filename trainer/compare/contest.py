@@ -107,8 +107,8 @@ def compete(
                 del waiting[:free]
                 _tell_news(running, done, warn)
         except BaseException:
-            # Also when somebody interrupts: the runs under way save a checkpoint and end.
-            for job, _ in running.values():
+            # Also when somebody interrupts: the runs under way save a checkpoint and end. Searches cannot.
+            for job in (job for job, _ in running.values() if job.name in comparison.methods):
                 RunFolder(job.folder).request_stop()
             raise
 

@@ -166,6 +166,28 @@ def test_what_ranks_warn_of_is_told_while_runs_go_on(pipelines: dict[str, Path],
     assert told == [("sharpening", seed, "jpeg gave no score") for seed in (0, 1)]
 
 
+def test_a_run_that_fails_beside_a_search_is_what_is_told_of(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    """The search has no folder before it ends; the other run is asked to stop all the same."""
+    began = threading.Barrier(2, timeout=60)
+
+    def train(config: TrainConfig) -> None:
+        began.wait()
+        if config.run_folder.name == "failing-0":
+            raise RunFailed("the ranks died")
+        deadline = time.monotonic() + 60
+        while not RunFolder(config.run_folder).stop_requested:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    searches = {"slow": {"method": "best_of_n", "budget": 600, "prompts": 3}}
+    changes = {"methods": {"failing": {}, "going": {}}, "searches": searches, "seeds": [0], "parallel": 3}
+    comparison = load(write_contest(tmp_path, pipelines["epsilon"], **changes))
+    with pytest.raises(RunFailed, match="the ranks died"):
+        go(comparison, train)
+
+
 def test_without_held_out_pictures_there_is_nothing_to_compare(
     pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
