@@ -80,7 +80,7 @@ def plan(
         images_per_second: that one replica scores, by reward.
 
     Raises:
-        ValueError: a reward is named that the run does not use, or a rate is not above 0.
+        ValueError: a reward is named that the run does not use, or a rate or time is no number above 0.
         ModelError, OSError: the model cannot be used.
     """
     rates = images_per_second or {}
@@ -88,10 +88,10 @@ def plan(
         if name not in config.rewards.names:
             known = ", ".join(config.rewards.names) or "none"
             raise ValueError(f"--images-per-second names {name!r}; the run's rewards are {known}")
-        if rate <= 0:
-            raise ValueError(f"--images-per-second {name} must be above 0")
-    if seconds_per_evaluation is not None and seconds_per_evaluation <= 0:
-        raise ValueError("--seconds-per-evaluation must be above 0")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"--images-per-second {name} must be a number above 0")
+    if seconds_per_evaluation is not None and not 0 < seconds_per_evaluation < math.inf:
+        raise ValueError("--seconds-per-evaluation must be a number above 0")
     memory, work, here = memory_of(config), work_of(config), _device_bytes()
     if seconds_per_evaluation is None:
         return Plan(memory, work, None, {}, device_bytes=here)

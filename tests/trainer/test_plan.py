@@ -1,6 +1,7 @@
 """What a run needs is said before: what rewards must do follows from the time of sampling."""
 
 import asyncio
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,16 +196,21 @@ def test_without_a_time_nothing_is_said_of_rewards(config: TrainConfig) -> None:
 
 @pytest.mark.parametrize(
     ("rates", "message"),
-    [({"clip": 1.0}, "names 'clip'; the run's rewards are jpeg, large"), ({"jpeg": 0.0}, "must be above 0")],
+    [
+        ({"clip": 1.0}, "names 'clip'; the run's rewards are jpeg, large"),
+        ({"jpeg": 0.0}, "must be a number above 0"),
+        ({"jpeg": math.inf}, "must be a number above 0"),
+    ],
 )
 def test_a_wrong_rate_is_refused(config: TrainConfig, rates: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(config, seconds_per_evaluation=0.1, images_per_second=rates)
 
 
-def test_an_evaluation_takes_time(config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match="--seconds-per-evaluation must be above 0"):
-        plan(config, seconds_per_evaluation=0.0)
+@pytest.mark.parametrize("seconds", [0.0, math.nan, math.inf])
+def test_an_evaluation_takes_time(config: TrainConfig, seconds: float) -> None:
+    with pytest.raises(ValueError, match="--seconds-per-evaluation must be a number above 0"):
+        plan(config, seconds_per_evaluation=seconds)
 
 
 def test_an_evaluation_is_timed_in_a_micro_batch(config: TrainConfig) -> None:
