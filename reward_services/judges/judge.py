@@ -69,15 +69,20 @@ class Judge:
 
     async def score(self, image: NDArray[np.uint8], prompt: str, *, expires: float) -> Score:
         """The score of an (H, W, 3) uint8 image, its aspects as parts; what goes wrong is a failed score."""
+        aspects: list[asyncio.Task[float]] = []
         try:
             _check_image(image)
             async with asyncio.timeout(expires - time.monotonic()):
-                aspects = (self._worth(image, one, expires) for one in self._rubric.questions(prompt))
+                for question in self._rubric.questions(prompt):
+                    aspects.append(asyncio.create_task(self._worth(image, question, expires)))
                 worth = await asyncio.gather(*aspects)
         except TimeoutError:
             return Score.failed(DeadlineExceeded("the deadline passed before the judge had answered"))
         except RewardError as error:
             return Score.failed(error)
+        finally:
+            for aspect in aspects:  # where one fails, the others' answers are of no use
+                aspect.cancel()
         parts = dict(zip(self._rubric.aspects, worth, strict=True))
         return finite_score(self._rubric.mean(parts), parts).by(self.revision)
 

@@ -88,6 +88,30 @@ def test_one_aspect_that_fails_fails_the_picture() -> None:
     assert scored.error.type == "/problems/scoring-failed"
 
 
+def test_when_one_aspect_fails_the_others_are_given_up() -> None:
+    """Each answer may cost money, and the picture's place is another's then."""
+    ended: list[str] = []
+
+    class Asked(Scripted):
+        async def probabilities(self, *asked: Any, **expires: Any) -> Mapping[str, float]:
+            if asked[1].text == "Calm?":
+                raise ScoringFailed("refused")
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ended.append(asked[1].text)
+                raise
+            raise AssertionError("nobody waits so long")
+
+    async def run() -> None:
+        scored = await Judge(Asked({}), RUBRIC).score(IMAGE, "a cat", expires=time.monotonic() + 5)
+        assert scored.error is not None
+        await asyncio.sleep(0)
+        assert ended == ["Warm?"]
+
+    asyncio.run(run())
+
+
 def test_the_deadline_is_kept() -> None:
     began = time.monotonic()
     scored = score(Scripted({"Warm?": WARM, "Calm?": CALM}, seconds=5), seconds=0.1)
