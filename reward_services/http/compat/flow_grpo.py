@@ -4,7 +4,8 @@ Only with `http.pickle_routes`. Its clients take `outputs`, one a picture. 500, 
 Retry-After, they send again for hours; any other answer they unpickle whatever its status, which ends the
 run. So what may succeed later is answered 429, 500 or 503, and what cannot is answered otherwise. DeQA's
 client sends no prompts, which does for rewards that read none; UnifiedReward's sends them as an array and has
-to send `prompts.tolist()`. GenEval's is refused: no reward here counts objects.
+to send `prompts.tolist()`. GenEval's is refused: it sends what each picture must hold and wants several
+scores of it. The reward `geneval` looks that up by the prompt.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def routes(interpreter: Interpreter) -> list[Route]:
 
 def _parsed(sent: Any) -> FlowGrpoRequest:
     if isinstance(sent, dict) and "meta_datas" in sent:
-        raise RequestInvalid("this is a request to GenEval, whose scores no reward here computes")
+        raise RequestInvalid("this is a request to GenEval's own server; send images and prompts")
     try:
         return FlowGrpoRequest.model_validate(sent)
     except ValidationError as error:

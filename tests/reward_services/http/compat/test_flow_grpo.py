@@ -51,11 +51,11 @@ def test_prompts_as_a_list_are_scored_and_as_an_array_are_not(
     assert not is_sent_again(refused)
 
 
-def test_genevals_client_is_told_that_no_reward_counts_objects(api: Any) -> None:
+def test_genevals_client_is_told_what_to_send(api: Any) -> None:
     described = {"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "two cats"}
     sent = {"images": [b"a"], "meta_datas": [described], "only_strict": False}
     response = api.post(f"{PLACE}/jpeg", content=pickle.dumps(sent))
-    assert (response.status_code, "GenEval" in response.json()["detail"]) == (422, True)
+    assert (response.status_code, "GenEval's own server" in response.json()["detail"]) == (422, True)
     assert not is_sent_again(response)
 
 
