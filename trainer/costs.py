@@ -51,7 +51,7 @@ class Costs:
     @contextlib.contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
         """Add the time spent in this block to a phase, and note how much memory it needed."""
-        start, peak = time.perf_counter(), phase.replace("_s", "_peak_bytes")
+        start, peak = time.perf_counter(), phase.removesuffix("_s") + "_peak_bytes"
         forget_peak()
         try:
             yield
