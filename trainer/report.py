@@ -2,7 +2,7 @@
 
 Reads `summary.json`, `metrics.jsonl`, `evaluations/`, `config.yaml` and, in `report/`:
   pictures.json   [{"prompt", "category", "before", "after", "correct_before", "correct_after"}]
-  branches.json   [{"prompt", "update", "branches": [{"return", "weight", "role"?, "previews": [...]}]}]
+  branches.json   [{"prompt", "update", "branches": [{"return", "weight", "previews": [...]}]}]
                   with a preview being {"step", "image", "scores": {reward: score}}
 where "before", "after" and "image" are PNGs, named from `report/`. Whatever is absent is left out.
 Prompts are data: everything is escaped, and the page may load and run nothing.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trainer.cost_panel import costs, device_note, times
 from trainer.curves import of_evaluations, panels, remaining_panels, window_of
@@ -139,16 +139,13 @@ def revisions(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]
 
 
 def with_roles(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree, each branch with a role: as recorded, else heaviest weight winner and lowest return loser."""
+    """The tree, each branch with a role: the heaviest is the winner, that of lowest return the loser."""
     branches = tree["branches"]
     scored = [branch for branch in branches if branch["return"] is not None]
-    recorded = any("role" in branch for branch in branches)
     winner = max(scored, key=lambda branch: (branch["weight"], branch["return"]), default=None)
     loser = min(scored, key=lambda branch: branch["return"], default=None)
 
     def role(branch: Mapping[str, Any]) -> str:
-        if recorded:
-            return str(branch.get("role") or "")
         return "winner" if branch is winner else "loser" if branch is loser else ""
 
     return {**tree, "branches": [{**branch, "role": role(branch)} for branch in branches]}
@@ -163,7 +160,7 @@ def _embedder(folder: Path) -> Callable[[str], dict[str, Any]]:
             raise ReportError(f"{name} lies outside {folder}; name pictures from there")
         try:
             picture = Image.open(path).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+        except OSError as error:
             raise ReportError(f"{path} is not a picture ({error}); run the evaluation again") from None
         small = max(picture.size) <= _SMALL_SIDE
         picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))

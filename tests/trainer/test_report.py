@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from trainer.evaluation import EvaluationResult
-from trainer.report import ReportError, headline, revisions, with_roles, write_report
+from trainer.report import ReportError, headline, revisions, write_report
 
 HOSTILE = '<script>alert("a & b")</script>'
 SUMMARY = {
@@ -250,11 +250,6 @@ def test_headline_subtracts_the_control() -> None:
     accuracy, reward, _ = headline(SUMMARY)
     assert accuracy["above_control"] == pytest.approx(0.13)
     assert reward["above_control"] is None
-
-
-def test_recorded_roles_go_before_guessed_ones() -> None:
-    branches = [{"return": 1.0, "weight": 0.0}, {"return": 0.0, "weight": 0.0, "role": "winner"}]
-    assert [branch["role"] for branch in with_roles({"branches": branches})["branches"]] == ["", "winner"]
 
 
 def test_a_change_of_a_reward_is_a_row() -> None:
