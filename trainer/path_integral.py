@@ -46,11 +46,6 @@ class Selection:
         squares = (self.weights_PK**2).sum(1)
         return torch.where(squares > 0, 1 / squares.clamp(min=1e-12), 0.0)
 
-    @property
-    def gap_P(self) -> Tensor:
-        """(P,) return of the winner less that of the loser; 0 for a dropped prompt."""
-        return self.gaps(self.best_P, self.worst_P)
-
     def gaps(self, these_P: Tensor, those_P: Tensor) -> Tensor:
         """(P,) return of one branch of each prompt less that of another; 0 for a dropped prompt."""
         these, those = (self.returns_PK.gather(1, of_P[:, None])[:, 0] for of_P in (these_P, those_P))
@@ -86,17 +81,15 @@ def combine(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tenso
     return torch.stack([weight * scores[name] for name, weight in weights.items()]).sum(0)
 
 
-def path_returns(scores_PKT: Tensor, step_weights_T: Tensor | None = None) -> Tensor:
-    """Integrate along the path: (P, K, T) to (P, K); unless told otherwise steps weigh the same (equation 8).
+def path_returns(scores_PKT: Tensor) -> Tensor:
+    """Integrate along the path: (P, K, T) to (P, K); every step weighs the same (equation 8).
 
     Raises:
         ValueError: the scores have another number of axes.
     """
     if scores_PKT.ndim != 3:
         raise ValueError(f"scores have shape (P, K, T), not {tuple(scores_PKT.shape)}")
-    steps = scores_PKT.shape[2]
-    weights_T = torch.full((steps,), 1 / steps) if step_weights_T is None else step_weights_T
-    return (scores_PKT * weights_T).sum(2)
+    return scores_PKT.mean(2)
 
 
 def temperatures_for(returns_PK: Tensor, branches: float) -> Tensor:

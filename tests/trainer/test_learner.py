@@ -67,7 +67,7 @@ def kept_graph_loss(run: Run, lesson: Lesson, steps_PS: Tensor) -> Tensor:
     return preference_loss(
         ratios_PKS[rows, selection.best_P],
         ratios_PKS[rows, selection.worst_P],
-        selection.gap_P,
+        selection.gaps(selection.best_P, selection.worst_P),
         torch.ones(prompts),
         beta=config.loss.beta,
         margin=config.loss.margin,
@@ -103,7 +103,9 @@ def test_policy_and_reference_alike_lose_log_two(folder: Path, tmp_path: Path, m
     config = configured(tmp_path, folder, *PLAIN, f"loss.margin={margin}")
     run = started(config)
     lessons = lessons_of(run)
-    gaps = torch.cat([lesson.selection.gap_P for lesson in lessons])
+    gaps = torch.cat(
+        [lesson.selection.gaps(lesson.selection.best_P, lesson.selection.worst_P) for lesson in lessons]
+    )
     assert gaps.min() > 0
     expected = torch.log1p(torch.exp(gaps if margin == "inside" else torch.zeros_like(gaps))).mean()
     learned = run.learner.learn(lessons)

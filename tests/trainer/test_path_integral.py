@@ -56,15 +56,10 @@ def test_the_return_is_the_mean_of_the_steps() -> None:
     assert path_returns(CLIP).tolist() == [[2.0, 3.0], [0.0, 2.0]]
 
 
-def test_steps_can_weigh_differently() -> None:
-    # 0.25 * first + 1 * second
-    assert path_returns(CLIP, torch.tensor([0.25, 1.0])).tolist() == [[3.25, 4.5], [0.0, 4.75]]
-
-
-def test_a_failed_step_fails_the_branch_even_when_it_weighs_nothing() -> None:
+def test_a_failed_step_fails_the_branch() -> None:
     broken = CLIP.clone()
     broken[1, 0, 0] = NAN
-    assert path_returns(broken, torch.tensor([0.0, 1.0])).isnan().tolist() == [[False, False], [True, False]]
+    assert path_returns(broken).isnan().tolist() == [[False, False], [True, False]]
 
 
 def test_returns_need_prompts_branches_and_steps() -> None:
@@ -78,7 +73,7 @@ def test_temperature_0_takes_the_best_branch() -> None:
     assert selection.worst_P.tolist() == [2, 1]
     assert selection.weights_PK.tolist() == [[0, 1, 0], [1, 0, 0]]
     assert selection.valid_P.tolist() == [True, True]
-    assert selection.gap_P.tolist() == [2.0, 2.5]
+    assert selection.gaps(selection.best_P, selection.worst_P).tolist() == [2.0, 2.5]
     assert selection.effective_sample_size_P.tolist() == [1.0, 1.0]
 
 
@@ -147,7 +142,7 @@ def test_a_dropped_branch_is_neither_best_nor_worst(temperature: float) -> None:
     assert selection.worst_P.tolist() == [2, 0]
     assert selection.weights_PK[0, 0] == selection.weights_PK[1, 1] == 0
     assert selection.weights_PK.sum(1).tolist() == pytest.approx([1.0, 1.0])
-    assert selection.gap_P.tolist() == [2.0, 2.0]
+    assert selection.gaps(selection.best_P, selection.worst_P).tolist() == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -158,7 +153,7 @@ def test_a_prompt_with_nothing_to_compare_teaches_nothing(returns: list[float], 
     assert selection.weights_PK[0].tolist() == [0, 0, 0]
     assert selection.weights_PK[1].sum() == pytest.approx(1.0)
     assert selection.effective_sample_size_P[0] == 0
-    assert selection.gap_P.tolist() == [0.0, 2.0]
+    assert selection.gaps(selection.best_P, selection.worst_P).tolist() == [0.0, 2.0]
 
 
 def test_what_selection_cannot_do_is_an_error() -> None:
@@ -181,7 +176,7 @@ def test_the_control_deals_the_same_returns_anew() -> None:
     assert selection.returns_PK.sort(1).values.tolist()[1] == [-5.0, 0.0, 5.0, 9.0]
     assert selection.returns_PK.sort(1).values.tolist()[0][:3] == [1.0, 2.0, 3.0]
     assert selection.returns_PK.isnan().sum(1).tolist() == [1, 0]
-    assert selection.gap_P.tolist() == [2.0, 14.0]
+    assert selection.gaps(selection.best_P, selection.worst_P).tolist() == [2.0, 14.0]
     assert selection.returns_PK.gather(1, selection.best_P[:, None]).tolist() == [[3.0], [9.0]]
 
 
