@@ -28,13 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.bench_trainer import timed
 from tests.full_size import write_sdxl
 from tests.rewards_beside import REWARDS, SHAPES, RewardsBeside
+from tests.small_run import memory_of, work_of
 from trainer.config import TrainConfig
 from trainer.loop import advance
-from trainer.memory import memory_of
 from trainer.metrics import MetricsLog
 from trainer.ranks import Ranks
 from trainer.run import Run, start
-from trainer.work import models_asked, work_of
+from trainer.work import models_asked
 
 GIB = 2**30
 SIDE, PRODUCTS = 8192, 20

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from reward_services import Score, ServerUnreachable
 from reward_services.scorers import SCORERS
 from tests.ports import free_port
+from trainer import memory, work
 from trainer.checkpoint import latest_checkpoint
 from trainer.config import ModelConfig, TrainConfig, load_config
 from trainer.costs import Devices
@@ -134,6 +135,14 @@ def configured(folder: Path, pipeline: Path, *overrides: str) -> TrainConfig:
     config = load_config(path, overrides)
     config.run_folder.mkdir(parents=True, exist_ok=True)
     return config
+
+
+def memory_of(config: TrainConfig) -> memory.Memory:
+    return memory.memory_of(config, memory.weightless(config))
+
+
+def work_of(config: TrainConfig) -> work.Work:
+    return work.work_of(config, memory.weightless(config))
 
 
 def started(config: TrainConfig, ranks: Ranks | None = None, device: torch.device = CPU) -> Run:

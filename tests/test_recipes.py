@@ -9,12 +9,11 @@ import torch
 
 from reward_services.config_file import load_config as load_services
 from tests.published import PUBLISHED, sd15_unet, sd35_medium
-from tests.small_run import CAPTIONS, ScoringHere
+from tests.small_run import CAPTIONS, ScoringHere, memory_of
 from tests.tiny import write_pipeline
 from tests.tiny_families import write_flux, write_sd, write_sd3
 from trainer.config import TrainConfig, load_config
 from trainer.loop import run
-from trainer.memory import memory_of
 from trainer.metrics import read_metrics
 from trainer.ranks import Ranks
 

@@ -45,17 +45,34 @@ class Memory:
         return sum(self.standing.values()) + max(self.working.values())
 
 
-def memory_of(config: TrainConfig) -> Memory:
+def weightless(config: TrainConfig) -> Family:
+    """The model as a rank sets it up, without values. Raises ModelError, OSError where it cannot be used."""
+    family = load_weightless(check_model(config.model), config.model)
+    family.pipeline.vae.use_tiling = config.model.tiled
+    if config.model.gradient_checkpointing:
+        # What is computed again in the backward pass is not within the modes around it.
+        then = AsOnDevice(getattr(torch, config.model.dtype), keeps_copies=False)
+        again = functools.partial(
+            checkpoint, context_fn=lambda: (contextlib.nullcontext(), then), use_reentrant=False
+        )
+        family.network.enable_gradient_checkpointing(again)
+    return family
+
+
+def memory_of(config: TrainConfig, family: Family) -> Memory:
     """What a run's tensors take of the memory of each rank's device.
 
     Kernels' scratch and the allocator's fragments come on top. Activations are those of one micro-batch under
     the largest number of replayed branches; autocast and attention are counted as on a GPU.
 
+    Args:
+        config: of the run.
+        family: its model from `weightless`, which is made ready to be trained.
+
     Raises:
-        ModelError, OSError: the model cannot be used.
+        ModelError: previews have no decoder that fits.
         ConfigError: its method has no step to learn.
     """
-    family = _weightless(config)
     previews = _preview_decoder(config, family)
     policy = Policy(family, ModelConfig(path=config.model.path, lora=config.model.lora), META)
     # FSDP leaves each rank as much of every weight as torch.chunk leaves the first.
@@ -222,20 +239,6 @@ class _Rehearsal:
 
     def _latents(self, count: int) -> Tensor:
         return torch.zeros(count, *self._family.latent_shape, device=META)
-
-
-def _weightless(config: TrainConfig) -> Family:
-    """The model as a rank sets it up, without values."""
-    family = load_weightless(check_model(config.model), config.model)
-    family.pipeline.vae.use_tiling = config.model.tiled
-    if config.model.gradient_checkpointing:
-        # What is computed again in the backward pass is not within the modes around it.
-        then = AsOnDevice(getattr(torch, config.model.dtype), keeps_copies=False)
-        again = functools.partial(
-            checkpoint, context_fn=lambda: (contextlib.nullcontext(), then), use_reentrant=False
-        )
-        family.network.enable_gradient_checkpointing(again)
-    return family
 
 
 def _preview_decoder(config: TrainConfig, family: Family) -> nn.Module | None:

@@ -14,7 +14,7 @@ from reward_services.config_file import load_config as load_services
 from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
 from trainer.evaluating import Evaluation, evaluation_of
-from trainer.memory import Memory, memory_of
+from trainer.memory import Memory, memory_of, weightless
 from trainer.pace import Pace
 from trainer.policy import Policy
 from trainer.work import Work, sampled, work_of
@@ -92,7 +92,8 @@ def plan(
             raise ValueError(f"--images-per-second {name} must be a number above 0")
     if seconds_per_evaluation is not None and not 0 < seconds_per_evaluation < math.inf:
         raise ValueError("--seconds-per-evaluation must be a number above 0")
-    memory, work, here = memory_of(config), work_of(config), _device_bytes()
+    family, here = weightless(config), _device_bytes()
+    memory, work = memory_of(config, family), work_of(config, family)
     if seconds_per_evaluation is None:
         return Plan(memory, work, None, {}, device_bytes=here)
     stages = sampled(config, seconds_per_evaluation)

@@ -6,7 +6,7 @@ from itertools import chain, pairwise
 
 from trainer.backlog import Previews
 from trainer.config import TrainConfig
-from trainer.families.weightless import load_weightless
+from trainer.families.family import Family
 from trainer.memory import chosen_branches, replayed_states
 from trainer.policy import check_model
 from trainer.ranks import Ranks
@@ -40,22 +40,24 @@ class _Stage:
     """Those that differ: where branches are still one, theirs is scored once."""
 
 
-def work_of(config: TrainConfig) -> Work:
+def work_of(config: TrainConfig, family: Family) -> Work:
     """What one update takes; the counts are those of a run's metrics.
 
+    Args:
+        config: of the run.
+        family: its model; no weights are needed.
+
     Raises:
-        ModelError, OSError: the model cannot be used.
         ConfigError: its method has no step to learn.
     """
     prompts, stages = config.branching.prompts_per_update, _stages(config)
-    kind = check_model(config.model)
-    learned = replayed_states(config, load_weightless(kind, config.model))
     grown = prompts * sum(stage.evaluations for stage in stages)
-    replayed = chosen_branches(config, prompts) * learned * kind.evaluations(config.learned_guidance)
+    learned = chosen_branches(config, prompts) * replayed_states(config, family)
+    replayed = learned * family.evaluations(config.learned_guidance)
     sent = [previews.images for previews in chain.from_iterable(sampled(config, 0.0))]
     batches = sum(math.ceil(images / config.rewards.batch_images) for images in sent)
     return Work(
-        evaluations_sampling=grown * kind.evaluations(config.sampling.guidance),
+        evaluations_sampling=grown * family.evaluations(config.sampling.guidance),
         evaluations_learning=replayed * models_asked(config),
         images_scored=prompts * sum(stage.previews for stage in stages),
         micro_batches=len(_micro_batches(config)) * len(config.stages),

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from reward_services import RewardInfo, Score
-from tests.small_run import configured
+from tests.small_run import configured, work_of
 from trainer.backlog import Previews, Replicas, answered_s
 from trainer.coordinator import Coordinator
 from trainer.pace import Pace
-from trainer.work import sampled, work_of
+from trainer.work import sampled
 
 
 @pytest.mark.parametrize(

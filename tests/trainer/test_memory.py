@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from diffusers import UNet2DConditionModel
 
-from tests.small_run import configured, in_two_ranks, started
+from tests.small_run import configured, in_two_ranks, memory_of, started
 from tests.tiny import write_pipeline
 from tests.tiny_families import write_preview_decoder
 from trainer.config import TrainConfig
 from trainer.costs import forget_peak, recent_peak_bytes
 from trainer.loop import sample
-from trainer.memory import Memory, memory_of
+from trainer.memory import Memory
 from trainer.policy import Policy
 from trainer.ranks import Ranks
 

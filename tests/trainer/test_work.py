@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_run import configured, started
+from tests.small_run import configured, started, work_of
 from trainer.loop import advance
 from trainer.metrics import MetricsLog
-from trainer.work import work_of
 
 
 @pytest.mark.parametrize(
