@@ -60,12 +60,10 @@ PURE = {
     "reward_services/schema.py": {"pydantic", "reward_services.errors"},
 }
 TRAINER_MAY_IMPORT = {
-    "cluster.py": {
-        f"reward_services.{module}" for module in ("config", "config_file", "deployments", "instruments")
-    },
+    "cluster.py": {f"reward_services.{module}" for module in ("config", "deployments", "instruments")},
     "observed.py": {"reward_services.observed"},
     "plan.py": {"reward_services.config_file"},
-    "preflight.py": {"reward_services.config_file"},
+    "preflight.py": {"reward_services.config", "reward_services.config_file"},
 }
 FORBIDDEN_WORDS = {"utils", "util", "common", "helpers", "helper", "manager", "processor", "handler", "base"}
 FORBIDDEN_WORDS |= {"misc", "abc"}

@@ -23,7 +23,6 @@ from ray.exceptions import RayTaskError
 
 from reward_services import AsyncRewardClient, RewardError, Rewards, Score
 from reward_services.config import ServicesConfig
-from reward_services.config_file import load_config as load_services
 from reward_services.deployments import connect, deploy, deployed_for_run, start_ray
 from reward_services.instruments import Instruments
 from trainer.config import RanksConfig, TrainConfig
@@ -108,11 +107,9 @@ def scoring_on_ray(
         RunFailed: the cluster cannot be reached, or has no room for the run.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    path = config.rewards.services
-    services = load_services(path) if path is not None else None
     if address is not None:
         check_reachable(address)
-    check_served(config.rewards)
+    services = check_served(config.rewards)
     _connect(address)
     try:
         for note in check_room(

@@ -2,10 +2,10 @@
 
 import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from reward_services import RewardClient, RewardUnknown
+from reward_services.config import ServicesConfig
 from reward_services.config_file import load_config as load_services
 from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
@@ -31,30 +31,29 @@ def check_reachable(address: str) -> None:
             ) from None
 
 
-def check_served(rewards: RewardsConfig) -> None:
+def check_served(rewards: RewardsConfig) -> ServicesConfig | None:
     """Look into a rewards.yaml, or ask rewards that run elsewhere, for what they serve.
+
+    Returns:
+        What the rewards.yaml says; None without one.
 
     Raises:
         RewardError: the file cannot be used, nobody answers there, or a reward is not among them.
     """
-    if rewards.services is not None:
-        check_names(rewards, rewards.services, load_services(rewards.services).rewards)
-    if rewards.url is None:
-        return
-    with RewardClient(rewards.url, api_key=os.environ.get("REWARDS_API_KEY"), retries=_RETRIES) as client:
-        try:
-            client.describe(rewards.names)  # of these alone: others' may be out of order
-        except RewardUnknown as error:
-            raise RewardUnknown(f"{rewards.url}: {error}") from None
-
-
-def check_names(rewards: RewardsConfig, place: str | Path, served: Collection[str]) -> None:
-    """Raise RewardUnknown where one is named that an address or a rewards.yaml does not serve."""
-    for name in rewards.names:
-        if name not in served:
-            raise RewardUnknown(
-                f"rewards names {name!r}, which {place} does not serve; it serves {', '.join(served)}"
-            )
+    services = load_services(rewards.services) if rewards.services is not None else None
+    if services is not None and (missing := [name for name in rewards.names if name not in services.rewards]):
+        raise RewardUnknown(
+            f"rewards names {missing[0]!r}, which {rewards.services} does not serve; "
+            f"it serves {', '.join(services.rewards)}"
+        )
+    if rewards.url is not None:
+        key = os.environ.get("REWARDS_API_KEY")
+        with RewardClient(rewards.url, api_key=key, retries=_RETRIES) as client:
+            try:
+                client.describe(rewards.names)  # of these alone: others may be out of order
+            except RewardUnknown as error:
+                raise RewardUnknown(f"{rewards.url}: {error}") from None
+    return services
 
 
 def check_room(
