@@ -14,6 +14,8 @@ Preprocessing = Literal["openai", "transformers"]
 openai: openai/CLIP's (resized in the image's own mode, corner of the crop rounded), as in most CLIP rewards.
 transformers: `CLIPImageProcessor`'s (RGB first, corner floored). Odd margins and non-RGB images show it.
 """
+Answers = Literal["logprobs", "choice", "json"]
+"""How a judge's levels get their probabilities: see `judges.endpoint.EndpointModel`."""
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -220,7 +222,7 @@ class OpenaiJudgeOptions(JudgeOptions):
     base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://[^/?#]+[^?#]*$")
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the key, where the judge runs; never the key."""
-    answers: Literal["logprobs", "choice", "json"] = "logprobs"
+    answers: Answers = "logprobs"
     """How levels get their probabilities: `choice` is vLLM's constrained output, `json` makes one certain."""
 
 

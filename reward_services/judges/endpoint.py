@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import numpy as np
@@ -32,8 +32,7 @@ from reward_services.errors import (
 from reward_services.exchange import Reply, Send, exchange
 from reward_services.images import from_array
 from reward_services.judges.rubric import Question
-
-Answers = Literal["logprobs", "choice", "json"]
+from reward_services.options import Answers
 
 _TOP = 20  # the most that OpenAI's API lists
 _LEAST_MASS = 0.9
