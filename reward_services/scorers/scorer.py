@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from reward_services.diagnosis import first_line
 from reward_services.errors import RewardError, ScoreNotFinite, ScoringFailed
 from reward_services.rewards import check_batch
 from reward_services.schema import Modality, RewardInfo, Score
@@ -121,5 +122,4 @@ def finite_score(value: float, parts: dict[str, float] | None = None) -> Score:
 
 
 def _failure(error: BaseException) -> ScoringFailed:
-    first_line = (str(error).strip().splitlines() or [""])[0][:200]
-    return ScoringFailed(f"{type(error).__name__}: {first_line}")
+    return ScoringFailed(f"{type(error).__name__}: {first_line(str(error))}")
