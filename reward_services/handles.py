@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -168,6 +168,6 @@ def _reward_error(name: str, error: Exception) -> RewardError:
         return Overloaded(f"too many requests wait for {name}")
     if isinstance(cause, DeploymentUnavailableError):
         return RewardNotReady(f"{name} is not running")
-    if isinstance(cause, RayActorError | ActorUnavailableError | ObjectLostError):
+    if isinstance(cause, RayActorError | ObjectLostError):
         return ReplicaLost(f"a replica of {name} was lost ({type(cause).__name__})")
     return ReplicaFailed(f"{name} failed: {type(cause).__name__}: {first_line(str(cause))}")

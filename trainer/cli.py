@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
         return command(parsed)
-    except (ConfigError, RewardError, ValueError, RuntimeError, OSError) as error:
+    except (RewardError, ValueError, RuntimeError, OSError) as error:
         # The one edge of this process: every error of ours is a line that says what to do.
         if parsed.traceback:
             raise

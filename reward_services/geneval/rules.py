@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from reward_services.errors import ConfigInvalid
 
@@ -160,7 +160,7 @@ def _surest(found: Sequence[Found], confidence: float) -> Mapping[str, list[Foun
 def _read(line: str, place: str) -> Task:
     try:
         task = Task.model_validate(json.loads(line))
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigInvalid(f"{place} is no task of GenEval: {reason}") from None
     for number, clause in enumerate(task.include):

@@ -6,11 +6,9 @@ What it does not know is closed: a route added later needs a key unless it is li
 from __future__ import annotations
 
 import base64
-from collections.abc import MutableMapping
-from typing import Any
 
 from reward_services.errors import PROBLEM_PREFIX, KeyInvalid, NotPermitted, RewardError
-from reward_services.http.body_guard import App, Receive, Send
+from reward_services.http.body_guard import App, Receive, Scope, Send
 from reward_services.http.keys import ANYONE, Caller, Keys, is_loopback
 from reward_services.http.page import STATIC_PREFIX
 from reward_services.http.problems import refusal
@@ -32,7 +30,7 @@ class Gate:
         self._app = app
         self._keys = keys
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
         if scope["type"] == "http" and not is_open(scope["path"]):
             try:
@@ -43,7 +41,7 @@ class Gate:
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
-    def _caller(self, scope: MutableMapping[str, Any]) -> Caller:
+    def _caller(self, scope: Scope) -> Caller:
         if self._keys is None:
             host, *_ = scope.get("client") or ("",)
             if not is_loopback(host):

@@ -11,10 +11,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
-from typing import Any
 
-from reward_services.http.body_guard import App, Message, Receive, Send
+from reward_services.http.body_guard import App, Message, Receive, Scope, Send
 from reward_services.http.metrics import Metrics
 
 HEADER = b"x-request-id"
@@ -34,7 +32,7 @@ class RequestLog:
         self._metrics = metrics
         self._echoes = echoes
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
