@@ -56,7 +56,9 @@ class Detector:
 
     def prepare(self, picture: NDArray[np.uint8]) -> Tensor:
         """(3, h, w) the model's input of an (H, W, 3) picture."""
-        pixels: Tensor = self._processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        # Told, since pictures of three rows would be taken for ones whose channels come first.
+        read = self._processor(images=picture, input_data_format="channels_last", return_tensors="pt")
+        pixels: Tensor = read["pixel_values"][0]
         return pixels
 
     @torch.inference_mode()

@@ -50,6 +50,14 @@ def worked_out(folder: Path, picture: Any) -> list[tuple[str, float, int]]:
     return sorted(objects)
 
 
+def test_a_picture_of_three_rows_is_read_row_by_row(folder: Path, draw: Draw) -> None:
+    """Its stretched copy of 64 rows looks the same to the detector, which resizes pictures to that."""
+    flat = np.ascontiguousarray(np.tile(draw(1, size=64)[0][:1], (3, 1, 1)))
+    detector = Detector(folder)
+    tall = detector.prepare(np.repeat(flat[:1], 64, axis=0))
+    assert torch.allclose(detector.prepare(flat), tall, atol=1e-5)
+
+
 def test_objects_are_what_the_outputs_say(folder: Path, draw: Draw) -> None:
     detector = Detector(folder)
     (picture,) = draw(1, size=48)
