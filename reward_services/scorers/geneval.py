@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reward_services.errors import ConfigInvalid, PromptInvalid
+from reward_services.errors import ConfigInvalid, ImageInvalid, PromptInvalid
 from reward_services.geneval.colours import ColourNamer
 from reward_services.geneval.detector import DETECTOR_FILES, Detector
-from reward_services.geneval.rules import Task, is_right, read_tasks
+from reward_services.geneval.rules import Found, Task, is_right, read_tasks
 from reward_services.images import to_array
 from reward_services.schema import Score
 from reward_services.scorers.clip_features import CLIP_FILES
@@ -82,11 +82,14 @@ class GenevalScorer(Scorer[Depicted, float]):
         """The verdicts on a batch."""
         sizes = [(item.picture.shape[0], item.picture.shape[1]) for item in items]
         everything = self._detector.find([item.pixels for item in items], sizes)
-        return [
-            float(is_right(item.task, found, partial(self._colours.name, item.picture)))
-            for item, found in zip(items, everything, strict=True)
-        ]
+        return [self._verdict(item, found) for item, found in zip(items, everything, strict=True)]
 
     def finish(self, raw: float) -> Score:
         """The verdict as a score."""
         return finite_score(raw)
+
+    def _verdict(self, item: Depicted, found: Sequence[Found]) -> float:
+        try:
+            return float(is_right(item.task, found, partial(self._colours.name, item.picture)))
+        except ImageInvalid as error:  # an object as thin as a line; a RewardError would fail the whole batch
+            raise ValueError(error.detail) from error

@@ -69,6 +69,15 @@ def test_another_prompt_and_a_bad_picture_fail_alone(scorer: GenevalScorer, draw
     assert problems == [None, "/problems/prompt-invalid", None, "/problems/image-invalid"]
 
 
+def test_an_object_as_thin_as_a_line_fails_its_own_picture_alone(scorer: GenevalScorer, draw: Draw) -> None:
+    """Its colour would be named of it enlarged beyond all bounds."""
+    line = np.full((200_000, 1, 3), 255, np.uint8)
+    one, other = scorer.score([line, *draw(1, size=48)], ["red", "1 bench"])
+    assert one.error is not None
+    assert "too narrow" in str(one.error.detail)
+    assert other.ok
+
+
 def test_the_golden_sample_can_be_scored(scorer: GenevalScorer) -> None:
     picture, prompt = scorer.golden()
     assert scorer.score([picture], [prompt])[0].ok
