@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from reward_services.client import bearer
 from reward_services.errors import DeadlineExceeded, RewardError, ServerUnreachable
 from reward_services.exchange import Call, Reply, error_in, parsed
 from reward_services.images import Attachment, attach
@@ -101,7 +102,7 @@ class _Sent:
 
 def cells(url: str, plan: Plan, api_key: str | None = None) -> Iterator[Cell]:
     """Measure cell by cell, in the order of the plan; each is given as soon as it is measured."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = bearer(api_key)
     for encoding in plan.encodings:
         bodies = _bodies(encoding, plan)
         for callers in plan.callers:

@@ -67,7 +67,7 @@ class AsyncRewardClient:
         requests_at_once: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url, self._headers, self._transport = _checked(url), _headers(api_key), transport
+        self._url, self._headers, self._transport = _checked(url), bearer(api_key), transport
         self._retries, self._at_once = retries, requests_at_once
         self._opened: _Opened | None = None
 
@@ -188,7 +188,7 @@ class RewardClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=_checked(url), headers=_headers(api_key), transport=transport)
+        self._http = httpx.Client(base_url=_checked(url), headers=bearer(api_key), transport=transport)
 
     def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
         """As `AsyncRewardClient.describe`."""
@@ -262,7 +262,8 @@ def _checked(url: str) -> str:
     return url
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header that a key is sent in, none without; raises `ConfigInvalid` for what no header can hold."""
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise ConfigInvalid("a key is of printable ASCII characters; copy it anew")
     return {"authorization": f"Bearer {api_key}"} if api_key else {}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reward_services.client import exchanged
+from reward_services.client import bearer, exchanged
 from reward_services.diagnosis import first_line
 from reward_services.errors import (
     BadAnswer,
@@ -94,7 +94,7 @@ class EndpointModel:
             strict JSON schema.
 
     Raises:
-        ConfigInvalid: the variable is not set.
+        ConfigInvalid: the variable is not set, or holds no key.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class EndpointModel:
             )
         self.revision = f"{base_url}/{model}/{answers}"
         self._model, self._answers = model, answers
-        headers = {"authorization": f"Bearer {key}"} if key else {}
         # Relative URLs join the base only if it ends in a slash.
-        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/") + "/", headers=headers, timeout=None)
+        base = base_url.rstrip("/") + "/"
+        self._http = httpx.AsyncClient(base_url=base, headers=bearer(key), timeout=None)
 
     async def probabilities(
         self, image: NDArray[np.uint8], question: Question, *, expires: float

@@ -206,6 +206,9 @@ def test_the_key_is_named_never_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY, raising=False)
     with pytest.raises(ConfigInvalid, match=f"variable {KEY} is not set"):
         EndpointModel("gpt-4o", base_url="http://x/v1", api_key_env=KEY, answers="json")
+    monkeypatch.setenv(KEY, "sk-secret\n")  # an error of its header would go to whoever asked for a score
+    with pytest.raises(ConfigInvalid, match="copy it anew"):
+        EndpointModel("gpt-4o", base_url="http://x/v1", api_key_env=KEY, answers="json")
 
 
 def test_the_judge_asks_each_aspect(script: Script, draw: Callable[..., list[Any]]) -> None:
