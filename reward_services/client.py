@@ -48,10 +48,10 @@ class _Opened(NamedTuple):
 class AsyncRewardClient:
     """Scores over HTTP; a `Rewards`. Use it as an async context manager, or call `aclose`.
 
-    `retries` bounds further attempts after 408, 429, 500, 502 to 504 or a lost connection, Retry-After being
-    honoured, and those for items that failed alone where their failure may pass. `requests_at_once` are under
-    way, of at most 64 images or 32 MiB each, and others wait.
-    Arrays go over the wire as they are, files and encoded bytes too. `api_key` is sent as a bearer token.
+    `retries` is how often a request is sent again after 408, 429, 500, 502 to 504 or a lost connection, with
+    Retry-After honoured, and how often items are that failed alone for a reason which may pass. At most
+    `requests_at_once` are under way, of up to 64 images or 32 MiB each; others wait. Arrays, files and
+    encoded bytes go over the wire as they are. `api_key` is sent as a bearer token.
     Until its first use a client can be sent to another process.
 
     Raises:

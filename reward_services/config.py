@@ -109,12 +109,12 @@ class _Deployed(_Section):
 
     @property
     def first_replicas(self) -> int:
-        """That are started; one in any case, so that one which cannot score is found now, not later."""
+        """Replicas at the start: one at least, so that a reward that cannot score is found now, not later."""
         return max(1, self.autoscaling.min_replicas) if self.autoscaling else self.num_replicas
 
     @property
     def most_replicas(self) -> int:
-        """That there may be at a time."""
+        """Replicas that there may be at a time."""
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
 
 
@@ -217,7 +217,7 @@ class ServicesConfig(_Section):
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of the replicas that are started at first, and of the endpoint; by Ray's names."""
+        """What the replicas at the start reserve, and the endpoint; by Ray's names."""
         asked = {"CPU": self.http.num_replicas * self.http.num_cpus if self.http else 0.0, "GPU": 0.0}
         for reward in self.rewards.values():
             for name, amount in (
@@ -239,7 +239,7 @@ class ServicesConfig(_Section):
 
     @property
     def gpus(self) -> float:
-        """Of all replicas that there may be at a time."""
+        """GPUs of all replicas that there may be at a time."""
         return sum(reward.num_gpus * reward.most_replicas for reward in self.rewards.values())
 
     @property

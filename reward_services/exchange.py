@@ -174,13 +174,13 @@ def scoring(
     deadline_s: float,
     retries: int,
 ) -> Generator[Ask | Pause, Sequence[Reply | RewardError] | None, dict[str, list[Score]]]:
-    """The steps to every score: an item that failed, but may not fail again, is asked about again, alone.
+    """The steps to every score: an item whose failure may pass is asked about again, without the others.
 
-    A replica that dies takes part of a request along. What still fails when attempts or time are used up is
-    returned as the failure that it is.
+    A replica that dies takes only part of a request with it. What still fails when attempts or time are used
+    up is returned as the failure that it is.
 
     Raises:
-        RewardError: at the first asking, a request that would fail again, or all of them.
+        RewardError: in the first attempt a request failed for good, or all of them failed.
         BadAnswer: a reply does not answer each item of its call with each reward.
     """
     ends = time.monotonic() + deadline_s

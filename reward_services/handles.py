@@ -53,12 +53,12 @@ class ServeRewards:
     async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
         """Every reward or these, at most 15 s old; one that does not answer is as last known, but not ready.
 
-        A reward that has scaled to zero is as last known: asking would wake it. Whoever calls, the rewards
-        are asked once at a time, and from 5 s on in the background: every scoring request comes through here.
+        A reward that has scaled to zero is as last known: asking would wake it. However many call, they are
+        asked once at a time, and after 5 s in the background: every scoring request comes through here.
 
         Raises:
             RewardUnknown: one of these is not served.
-            RewardNotReady: one of them has never answered; who does not ask for it does not wait for it.
+            RewardNotReady: one of them has never answered; callers who do not ask for it do not wait for it.
         """
         names = list(self._handles if rewards is None else rewards)
         check_known(names, self._handles)
@@ -110,7 +110,7 @@ class ServeRewards:
             self._asleep = self._looking.result()
 
     async def _described(self, name: str) -> RewardInfo | RewardError:
-        """An error of one that does not answer and never has."""
+        """What a reward says of itself; its error where it does not answer and never has."""
         try:
             response = self._handles[name].describe.remote()
             info: RewardInfo = await _answer(name, response, _DESCRIBE_TIMEOUT_S)

@@ -37,9 +37,9 @@ class _Caller:
 class MergedRewards:
     """`Rewards` before other `Rewards`: at most `calls_at_once` of the same names are under way.
 
-    Who comes meanwhile waits, and the next call takes all who wait and have about as much time, up to 64
-    images or one caller's; it has the time of the caller with least. A call that fails as a whole fails for
-    every caller in it; a single item's failure is its caller's alone.
+    Callers who come meanwhile wait. The next call takes those who have about as much time left, up to 64
+    images or a single caller's, and has the time of the caller with least. A call that fails as a whole fails
+    for every caller in it; a single item's failure is its caller's alone.
     """
 
     def __init__(self, rewards: Rewards, *, calls_at_once: int) -> None:
@@ -114,9 +114,9 @@ class MergedRewards:
 
 
 def _together(waiting: deque[_Caller]) -> list[_Caller]:
-    """The first who waits, and those after it who have about as much time, as far as one call holds them.
+    """The first caller in line and later ones with about as much time left, as many as one call holds.
 
-    Who has given up is left out; the others keep their places.
+    Callers who have given up are dropped; the others keep their places.
     """
     callers: list[_Caller] = []
     passed_over: list[_Caller] = []

@@ -157,7 +157,7 @@ class Observed:
             self._note(ITEMS_UNDER_WAY, self._under_way)
 
     def timed(self, phase: Phase, work: Callable[Given, Result]) -> Callable[Given, Result]:
-        """The same work, which notes how long it took: where it runs, without the wait for a thread."""
+        """The same work, timed where it runs: without the wait for a thread."""
 
         def timed(*args: Given.args, **kwargs: Given.kwargs) -> Result:
             began = time.monotonic()

@@ -25,7 +25,7 @@ class ScorerOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folders: ClassVar[tuple[str, ...]] = ()
-    """Options that name a folder, or what lies on the hub; or several, by names of their own."""
+    """Options that name a folder or a hub id, or map names to such."""
 
     def named_folders(self) -> list[str]:
         """What those options name."""

@@ -20,9 +20,9 @@ def own_application() -> str:
 
 
 def delete_orphans() -> None:
-    """Delete what jobs have left that could not do it themselves any more."""
+    """Delete the applications of jobs that have ended without doing it themselves."""
     of_jobs = {name: found[1] for name in serve.status().applications if (found := _OF_A_JOB.fullmatch(name))}
-    # Asked for after the applications: whoever serves one is among the jobs before.
+    # Jobs are listed after the applications, so that the job of each is among them while it lives.
     alive = {job["JobID"] for job in jobs() if not job["IsDead"]}
     for name, job in of_jobs.items():
         if job not in alive:

@@ -93,8 +93,8 @@ class Pipeline:
     async def check(self) -> None:
         """Score the golden sample again, behind whatever the device is doing: half-alive is not alive.
 
-        Two batches before it may take minutes. Scores of a batch since the last check are enough until its
-        turn comes, and the check after that tells what came of it. Once it went wrong, only it will do.
+        The two batches ahead of it may take minutes. Until its turn comes, a batch that was scored since the
+        last check is enough; the check after that tells what came of it. Once it has failed, only it will do.
 
         Raises:
             ReplicaFailed: it cannot be scored any more, or its score has changed.

@@ -110,7 +110,7 @@ class RewardReplica:
                     return scores
 
     async def _in_time(self, part: Call) -> list[Score]:
-        """What its batch makes of it; a batch under way when the time is up goes on unheard."""
+        """The scores from its batch; a batch still under way when the time is up goes on, for nobody."""
         batched: Any = self._score_batch
         answer: asyncio.Task[list[Score]] = asyncio.create_task(batched(part))
         try:

@@ -1,7 +1,7 @@
 """The one protocol through which everybody scores, be it Serve handles or an HTTP server behind it.
 
 A deadline goes from level to level: client, server, merged calls, handle, replica. Each waits as long as it
-was told and tells the one below a little less, `told_s`: what is there in time reaches the caller.
+was told and tells the one below a little less, `told_s`, so that what is there in time reaches the caller.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Rewards(Protocol):
 
 
 def told_s(deadline_s: float) -> float:
-    """What to tell the level below of the seconds that one waits oneself: less by a tenth, at most 0.5 s.
+    """The deadline for the level below when one waits `deadline_s` seconds: a tenth less, at most 0.5 s.
 
-    Told as much it would answer a moment after one has given up, and what it had would be lost.
+    With the same deadline it would answer a moment after one has given up, and its scores would be lost.
     """
     return max(deadline_s - min(_MARGIN * deadline_s, _MOST_MARGIN_S), 0.001)
 

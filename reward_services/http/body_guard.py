@@ -27,8 +27,8 @@ class BodyGuard:
 
     Content-Length is not trusted: what arrives is counted. A body is read completely before the application
     begins, and what breaks a limit is answered 408, 413 or 415. A multipart form is passed on as it arrives,
-    for the application to bound its parts too; then it is the application's `receive` that raises. So it is
-    where no body belongs or none is announced: what there is to say is the route's.
+    for the application to bound its parts too; then it is the application's `receive` that raises, as where
+    no body belongs or none is announced: there the route knows what to answer.
 
     `untyped` are the beginnings of paths whose clients send bytes, or do not say what they send.
     """

@@ -47,7 +47,7 @@ class Lanes:
         return sum(place.images for place in self._queue if place.rank == _RANKS[lane])
 
     def has_place(self, lane: Lane) -> bool:
-        """Whether a caller of this lane would be taken in, be it with one image."""
+        """Whether a caller of this lane would be taken in, if only with one image."""
         before = sum(place.images for place in self._queue if place.rank <= _RANKS[lane])
         return before < self._waiting
 

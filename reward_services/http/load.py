@@ -45,7 +45,7 @@ class Load:
 
     @contextmanager
     def under_way(self, rewards: Sequence[str], images: int) -> Iterator[Answered]:
-        """Within the context the images are in flight; what it gives is called with the answer, if any."""
+        """Within the context the images are in flight; call what it yields with the answer, if any."""
         started_s = self._clock()
         answer: Sequence[ScoredItem] = ()
 

@@ -52,7 +52,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def unpickled(body: bytes) -> Any:
-    """What a pickle holds. Lists may be within themselves and share parts: check types, walk nothing.
+    """What a pickle holds. Lists may hold themselves and share parts: check types, walk nothing.
 
     Raises:
         RequestMalformed: it is none, or holds more than plain data.
