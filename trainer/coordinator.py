@@ -4,8 +4,8 @@
     rank 1 ──┼─▶ score() ─▶ else into the queue ─▶ batch ┤  one call for all rewards  ├─▶ cache ─▶ all waiters
     rank n ──┘              (waits `window_ms`)          └─ what may, is tried again ─┘
 
-A rank waits in `score` until each of its images is settled: scored, failed for good, or beyond the deadline,
-which a reward that is only slow does not come to: time in the queue counts while the reward answers nobody.
+A rank waits in `score` until each of its images is settled: scored, failed for good, or beyond the deadline.
+A reward that is merely slow does not come to that: time counts only while the reward answers nobody.
 Losing the coordinator loses nothing: the ranks ask again, and images are known by their content.
 """
 

@@ -47,7 +47,7 @@ _AROUND = (
     *("model.gradient_checkpointing", "model.states_with_gradients", "model.compile", "model.offload"),
     *("model.decoded_at_a_time", "loss.branches_per_micro_batch"),
 )
-"""Settings around a run, which is the same under others: where, in how little memory, how it is watched."""
+"""Settings that do not make another run: where it is, in how little memory, how it is watched."""
 
 
 class RunFailed(RuntimeError):  # noqa: N818  named, as all errors here, for what is wrong
@@ -89,7 +89,7 @@ def _check_continues(config: TrainConfig, folder: RunFolder) -> None:
 
 
 def differing(config: TrainConfig, folder: RunFolder) -> list[str]:
-    """Names of the settings, a.b, by which a folder's run comes to something else than this one would."""
+    """The settings, as a.b, that make a folder's run another one than this."""
     earlier = load_config(folder.config_path)
     changed = _changes(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
     return sorted(key for key in changed if not key.startswith(_AROUND))
@@ -158,7 +158,7 @@ def _tell(line: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other commands out of a folder while this one writes there; its end, however it comes, unlocks.
 
-    A file system that knows no locks has none.
+    On a file system without locks nothing is kept out.
 
     Raises:
         RunFailed: another command is at work there.

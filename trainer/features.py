@@ -43,7 +43,7 @@ class ImageFeatures:
 
 
 def check_features(path: str) -> None:
-    """Look at a model's configuration: of another kind's weights none would be taken, and figures be random.
+    """Look at a model's configuration: of another kind no weights would be loaded, and figures be random.
 
     Raises:
         ConfigError: there is no such model, or it is no CLIP.

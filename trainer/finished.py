@@ -34,8 +34,8 @@ def open_policy(model: Path, wanted: ModelConfig | None = None) -> Policy:
 
     Args:
         model: the folder, which says by itself where weights and adapters are.
-        wanted: how it runs, by all else of the section: number format, size of its pictures, without T5. None
-            is as it was trained, or where no run trained it as is usual.
+        wanted: how it runs: number format, size of its pictures, without T5. None is as it was trained, or as
+            is usual where no run trained it.
 
     Raises:
         ModelError: there is no model to be found.

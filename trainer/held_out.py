@@ -110,7 +110,7 @@ class HeldOut:
         device: torch.device,
         update: int,
     ) -> EvaluationResult:
-        """All scores and every rank's own pictures: what is told of a picture is told by who has it."""
+        """From all scores and this rank's own pictures: each rank measures those that it has."""
         values = {name: tuple(score.value for score in of_reward) for name, of_reward in scores.items()}
         verdicts = values.get(self._config.rewards.judge or "", (None,) * len(self._draws))
         correct = tuple(None if verdict is None else verdict >= CORRECT_FROM for verdict in verdicts)

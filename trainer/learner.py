@@ -162,7 +162,7 @@ class Learner:
         return loss.item(), divergence.item()
 
     def _idle_parts(self, lessons: Sequence[Lesson]) -> list[Part]:
-        """As many as another rank has more: ranks that share weights evaluate in step, some for nothing."""
+        """As many as another rank has more: ranks that share weights evaluate in step, even for nothing."""
         own = sum(1 for lesson in lessons for _ in self.method.parts(lesson, self.steps))
         missing = int(self._ranks.largest(own) - own)
         if not missing:

@@ -32,7 +32,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the device of one rank, of one that has most: where nodes may be lost, then."""
+    """Bytes on the device of the rank that needs most; with `ranks.min_workers`, when the fewest are left."""
 
     standing: Mapping[str, int]
     """What is there throughout, by what it is."""

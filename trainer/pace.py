@@ -33,8 +33,8 @@ class Pace:
 class Allowance:
     """How many images may be under way: all that pace allows, until a call is late.
 
-    A call that outlasts its deadline waited for others at the replica, or is too large: a quarter of what was
-    under way may be, then, and as much more again as the next calls that take less than half their time.
+    A call that outlasts its deadline waited for others at the replica, or is too large. Then a quarter of
+    what was under way may be; every later call that takes less than half its time adds as many as it had.
     """
 
     def __init__(self, pace: Pace) -> None:
@@ -47,7 +47,7 @@ class Allowance:
         return self._allowed - self.under_way
 
     def note(self, images: int, share: float) -> None:
-        """A call of so many took this share of its time: 1 if it was late."""
+        """A call of so many images took this share of its time: 1 if it was late."""
         if share >= 1:
             self._allowed = max(1, min(self._allowed, self.under_way) // 4)
         elif share < 0.5:

@@ -113,7 +113,7 @@ def check_room(
 
 
 def _of_ranks(ranks: Sequence[RanksConfig], at_once: int) -> dict[str, float]:
-    """Of as many as can do, in so many runs that ask for most."""
+    """What the fewest ranks of each run reserve, in the `at_once` runs that ask for most."""
     needs = [
         {name: of_run.fewest * amount for name, amount in of_run.resources_per_worker.items()}
         for of_run in ranks

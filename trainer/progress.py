@@ -17,7 +17,7 @@ from trainer.tail import Tail
 def following(folder: RunFolder, updates: int) -> Iterator[Callable[[], None]]:
     """A bar that follows metrics.jsonl, back too when ranks that died go on from a checkpoint.
 
-    Above it stand new warnings of ranks, each once whoever else met the same. What it gives looks for news.
+    Above it stand new warnings of ranks, each once, however many met it. What it yields looks for news.
     """
     metrics, warnings = Tail(folder.path / FILE_NAME), Warnings(folder)
     last = _newest(metrics.new_lines())
@@ -41,7 +41,7 @@ def following(folder: RunFolder, updates: int) -> Iterator[Callable[[], None]]:
 
 
 class Warnings:
-    """What ranks of a run warn of from now on, each once whoever else met the same."""
+    """What ranks of a run warn of from now on, each once, however many met it."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._lines, self._told = Tail(folder.warnings_path), set[str]()

@@ -100,10 +100,10 @@ def fit(trainer: Trainer, *, restarts: int) -> None:
 
 
 def to_blame(failures: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """The rank whose failure the others' came of, and the failure.
+    """The rank whose failure caused those of the others, and that failure.
 
-    Who waits for a rank that is gone fails, too, and is often known sooner. So a dead process comes first,
-    then what does not speak of a connection to another rank, then the lowest rank.
+    Ranks that wait for one that is gone fail, too, and are often noticed sooner. So a dead process comes
+    first, then a failure that does not speak of a connection to another rank, then the lowest rank.
     """
 
     def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:

@@ -76,7 +76,7 @@ class TooManyFailures(RuntimeError):  # noqa: N818  named, as all errors here, f
 class FailureBudget:
     """Counts scores and failures of a run and says when there were too many of late.
 
-    Of late: a reward that dies after a day of good scores must not be waited for until they are outweighed.
+    Only the latest count: a reward that dies after a day of good scores must not have to outweigh them.
     """
 
     share: float

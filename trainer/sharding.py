@@ -38,7 +38,7 @@ def shard(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """What comes together at a time, less the blocks within it; the inner before the outer."""
+    """The modules that come together one at a time, without the blocks within them; inner before outer."""
     names = set(getattr(network, "_no_split_modules", None) or ())
     modules = reversed(list(network.modules()))
     return [module for module in modules if type(module).__name__ in names or module is network]

@@ -66,8 +66,8 @@ def work_of(config: TrainConfig, family: Family) -> Work:
 
 
 def models_asked(config: TrainConfig) -> int:
-    """At a state in all optimizer steps of an update: the policy, the reference where it counts, and where
-    a method looks back the policy that sampled, which in the first step is the policy.
+    """Models asked about a state in all optimizer steps of an update: the policy, the reference where it
+    counts, and where a method looks back the policy that sampled, which in the first step is the policy.
     """
     reference, steps = config.is_paired or config.loss.kl_weight > 0, config.optimizer.steps_per_update
     return steps * (1 + reference) + (steps - 1) * config.looks_back

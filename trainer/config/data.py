@@ -10,8 +10,8 @@ from trainer.config.file import Section
 class PromptsConfig(Section):
     """Prompts: a .txt (one a line), .jsonl ({"prompt": ...}) or .csv (column prompt) file, or a table.
 
-    What a row calls category, or as GenEval does tag, is evaluated by itself; of a folder of .txt files,
-    T2I-CompBench's layout, each file is a category.
+    A row's category (GenEval calls it tag) is evaluated by itself; in a folder of .txt files, T2I-CompBench's
+    layout, each file is a category.
     A table is a .parquet file, a folder that a dataset's save_to_disk wrote, or hf://USER/NAME@REVISION;
     #SPLIT:COLUMN after it takes another split than train, or another column than prompt, caption or text.
     """

@@ -27,21 +27,21 @@ class RewardsConfig(Section):
     shadows: tuple[str, ...] = ()
     """More rewards for held-out pictures only: where they fall behind, the training reward is gamed."""
     deadline_s: Positive = 60.0
-    """Time after which pictures that wait for a reward have failed, where it scored none meanwhile.
+    """How long pictures wait for a reward that scores none meanwhile, before they have failed.
 
-    A reward that is only slow is waited for.
+    A reward that is merely slow is waited for.
     """
     attempt_s: Positive = 30.0
-    """Time that one call has, no more than half of deadline_s, before its pictures are sent again, fewer at a
-    time: no less than a replica takes for batch_images, or the first calls are in vain."""
+    """Time of one call, at most half of deadline_s, before its pictures are sent again, fewer at a time. A
+    replica must score batch_images within it, or the first calls are in vain."""
     batch_images: Count = 128
     """Most images of one call; a call goes to one replica of each reward."""
     calls_at_once: Count = 4
-    """Calls under way at a time: as many as the reward with most has replicas, or some have nothing to do."""
+    """Calls under way at a time; with fewer than a reward has replicas, some of those have nothing to do."""
     on_failure: Literal["drop_branch", "drop_prompt", "stop"] = "drop_branch"
     """What an update does without a score that it needs."""
     failure_budget: Share = 0.05
-    """Share of a rank's last 1000 scores that may fail before the run stops; unless it is 0, 16 may."""
+    """Share of a rank's last 1000 scores that may fail before the run stops; 16 may, unless it is 0."""
     revisions: Literal["follow", "pin"] = "follow"
     """When a reward's revision changes, go on (metrics.jsonl and the report tell), or stop the run."""
     ready_timeout_s: Positive = 300.0

@@ -13,14 +13,14 @@ class RanksConfig(Section):
     workers: Count = 1
     """Trainer ranks."""
     min_workers: Count | None = None
-    """Fewest ranks to go on with when nodes are lost, until they are back; null waits for all of them.
+    """Fewest ranks to go on with when nodes are lost, until these are back; null waits for all of them.
 
     Each has more prompts then, and more of what ranks share: `sharpen plan` gives the memory that these take.
     Ray counts what nodes have, not what is free: ranks need GPUs or nodes that nothing else uses.
     """
     resize_s: Positive = 60.0
-    """With `min_workers`: how often it is looked whether there are nodes for more ranks; to take them up, all
-    ranks start again from the newest checkpoint."""
+    """With `min_workers`: time between looks for nodes for more ranks; to take them up, all ranks start again
+    from the newest checkpoint."""
     cpus_per_worker: Positive = 1.0
     """CPU cores reserved for each rank."""
     gpus_per_worker: NotNegative = 0.0
