@@ -97,6 +97,10 @@ def _explained(error: ValidationError) -> str:
             str(first["loc"][-1]), sorted(_keys(ServicesConfig)), n=1, cutoff=0.5
         )
         return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    if first["type"] == "union_tag_not_found":
+        return f"{where} names no scorer; add `scorer: NAME`"
+    if first["type"] == "union_tag_invalid":
+        return f"{where}: no scorer {first['ctx']['tag']!r}; there are {first['ctx']['expected_tags']}"
     return f"{where or 'the file'}: {first['msg']}"
 
 
