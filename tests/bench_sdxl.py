@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.bench_trainer import timed
 from tests.full_size import write_sdxl
 from tests.rewards_beside import REWARDS, SHAPES, RewardsBeside
-from tests.small_run import memory_of, work_of
+from tests.small_run import memory_of, since, work_of
 from trainer.config import TrainConfig
 from trainer.loop import advance
 from trainer.metrics import MetricsLog
@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace, *, lora: bool, size: int, ceiling: fl
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = statistics.median([updated(run) for _ in range(arguments.updates)])
-        spent = run.spent().since(before)
+        spent = since(before, run.spent())
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
         return Measured(
             seconds,

@@ -29,6 +29,7 @@ import torch
 
 from tests.authors_layout import AuthorsLayout
 from tests.rewards_beside import REWARDS, RewardsBeside
+from tests.small_run import since
 from trainer.charts import Series, line_chart
 from trainer.config import TrainConfig
 from trainer.data.prompts import read_prompts
@@ -108,7 +109,7 @@ class Contest:
         before = self._run.spent()
         with MetricsLog(self._run.folder.path, resumed_update=self._run.update) as log:
             seconds = timed(lambda: advance(self._run, log))
-        spent = self._run.spent().since(before)
+        spent = since(before, self._run.spent())
         self.shares = {"stall": spent.stall_fraction, "decoding": spent.decoding_s / seconds}
         return self._run.config.branching.prompts_per_update / seconds
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.ports import free_port
 from trainer import memory, work
 from trainer.checkpoint import latest_checkpoint
 from trainer.config import ModelConfig, TrainConfig, load_config
-from trainer.costs import Devices
+from trainer.costs import Costs, Devices
 from trainer.metrics import read_metrics
 from trainer.policy import Policy
 from trainer.ranks import Ranks
@@ -143,6 +144,15 @@ def memory_of(config: TrainConfig) -> memory.Memory:
 
 def work_of(config: TrainConfig) -> work.Work:
     return work.work_of(config, memory.weightless(config))
+
+
+def since(earlier: Costs, now: Costs) -> Costs:
+    """What was spent in between; peaks are those since the run began."""
+    spent = {
+        name: value if name.endswith("_bytes") else value - getattr(earlier, name)
+        for name, value in asdict(now).items()
+    }
+    return Costs(**spent)
 
 
 def started(config: TrainConfig, ranks: Ranks | None = None, device: torch.device = CPU) -> Run:

@@ -81,15 +81,6 @@ class Costs:
             **{name: _together(name, [value, getattr(more, name)]) for name, value in asdict(self).items()}
         )
 
-    def since(self, earlier: "Costs") -> "Costs":
-        """What was spent after `earlier`, a copy of these costs; peaks are those since the run began."""
-        return Costs(
-            **{
-                name: value if name.endswith("_bytes") else value - getattr(earlier, name)
-                for name, value in asdict(self).items()
-            }
-        )
-
     @classmethod
     def of_ranks(cls, costs: Sequence[Self]) -> "Costs":
         """Counts summed over ranks, times averaged: ranks spend them side by side; of peaks the highest."""

@@ -3,7 +3,6 @@
 import mmap
 import sys
 import time
-from copy import copy
 
 import pytest
 
@@ -39,20 +38,12 @@ def test_shares_of_the_time() -> None:
     assert Costs().stall_fraction == 0
 
 
-def test_what_was_spent_since() -> None:
-    costs = Costs(sampling_s=5, unet_evaluations=10, images_scored=3)
-    earlier = copy(costs)
-    costs.sampling_s += 2
-    costs.unet_evaluations += 7
-    assert costs.since(earlier) == Costs(sampling_s=2, unet_evaluations=7)
-
-
 def test_two_stretches_add_up() -> None:
     costs = Costs(sampling_s=5, unet_evaluations=10, reward_calls=3)
     assert costs + Costs(sampling_s=2, images_scored=7, reward_calls=1) == Costs(
         sampling_s=7, unet_evaluations=10, images_scored=7, reward_calls=4
     )
-    assert (costs + Costs()).since(costs) == Costs()
+    assert costs + Costs() == costs
 
 
 def test_ranks_spend_their_time_side_by_side_and_their_counts_together() -> None:
@@ -70,7 +61,6 @@ def test_ranks_spend_their_time_side_by_side_and_their_counts_together() -> None
 def test_peaks_are_the_highest_of_ranks_and_stretches() -> None:
     low, high = Costs(learning_peak_bytes=5, cache_hits=1), Costs(learning_peak_bytes=9, cache_hits=2)
     assert Costs.of_ranks([low, high]) == low + high == Costs(learning_peak_bytes=9, cache_hits=3)
-    assert high.since(low) == Costs(learning_peak_bytes=9, cache_hits=1)
 
 
 def fill(size: int) -> None:

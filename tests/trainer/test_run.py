@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.captioned import rows, write_folder
-from tests.small_run import ScoringHere, configured, in_two_ranks, started
+from tests.small_run import ScoringHere, configured, in_two_ranks, since, started
 from trainer.config import TrainConfig
 from trainer.costs import Costs, Devices
 from trainer.data.prompts import PromptFileError
@@ -44,7 +44,7 @@ def test_what_was_spent_before_a_stop_counts(run: Run) -> None:
     again = started(run.config)
     assert again.spent() == before
     sample(again)
-    after = again.spent().since(before)
+    after = since(before, again.spent())
     assert (after.reward_calls, after.images_scored) == (2, 12)
     assert after.unet_evaluations == run.costs.unet_evaluations
     assert after.sampling_s > 0
@@ -87,7 +87,7 @@ def test_an_evaluation_before_a_checkpoint_is_in_the_next_line(run: Run) -> None
     line = again.account(sample(again))
     assert line["evaluation_s"] == run.costs.evaluation_s > 0
     assert (line["reward_calls"], line["images_scored"]) == (8, 12)
-    assert again.spent().since(before).reward_calls == 8
+    assert since(before, again.spent()).reward_calls == 8
     assert again.account(sample(again))["reward_calls"] == 2
 
 
