@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
-from trainer.methods import Part, Terms, method_of
+from trainer.methods import METHODS, Part, Terms
 from trainer.optimizer import LossScale, adamw
 from trainer.path_integral import select
 from trainer.policy import Policy
@@ -29,7 +29,7 @@ class Learner:
     def __init__(self, policy: Policy, config: TrainConfig, ranks: Ranks) -> None:
         self._policy, self._config, self._ranks = policy, config, ranks
         self._replayer = Replayer(policy, config)
-        self.method = method_of(config, self._replayer, ranks)
+        self.method = METHODS[config.method](config, self._replayer, ranks)
         options = config.optimizer
         self._optimizer = adamw(policy.parameters, options)
         self._average = [p.detach().clone() for p in policy.parameters] if options.ema_decay else []
@@ -164,7 +164,7 @@ class Learner:
     def _idle_parts(self, lessons: Sequence[Lesson]) -> list[Part]:
         """As many as another rank has more: ranks that share weights evaluate in step, even for nothing."""
         own = sum(1 for lesson in lessons for _ in self.method.parts(lesson, self.steps))
-        missing = int(self._ranks.largest(own) - own)
+        missing = max(self._ranks.gather(own)) - own
         if not missing:
             return []
         returns_PK = torch.arange(2.0).expand(len(lessons[0].seeds), 2)

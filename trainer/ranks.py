@@ -61,10 +61,6 @@ class Ranks:
         dist.all_reduce(summed)
         return float(summed)
 
-    def largest(self, value: float) -> float:
-        """The largest of all ranks."""
-        return max(self.gather(value))
-
     def agree(self, value: bool) -> bool:
         """What rank 0 says, on every rank."""
         return bool(self.total(float(value and self.is_main)))

@@ -25,7 +25,7 @@ def test_one_rank_is_the_identity() -> None:
     assert weights.grad.tolist() == [[1, 1], [1, 1]]
     assert bias.grad is None
     assert ranks.is_main
-    assert ranks.total(2.5) == ranks.largest(2.5) == 2.5
+    assert ranks.total(2.5) == 2.5
     assert ranks.agree(True)
     assert not ranks.agree(False)
     assert ranks.gather("a") == ["a"]
@@ -81,7 +81,6 @@ def report(rank: int, port: int, folder: Path) -> None:
         "is_main": ranks.is_main,
         "gradients": [p.grad.tolist() for p in (weights, bias, *idle) if p.grad is not None],
         "total": ranks.total(rank + 0.5),
-        "largest": ranks.largest(rank),
         "agree": [ranks.agree(rank == 0), ranks.agree(rank == 1), ranks.agree(True), ranks.agree(False)],
         "gather": ranks.gather({"rank": rank}),
         "any": [ranks.any(None), ranks.any("second" if rank else None), ranks.any(f"rank {rank}")],
@@ -99,7 +98,6 @@ def test_two_ranks_act_as_one(tmp_path: Path) -> None:
     assert first == {
         "gradients": [[[3, 3], [3, 3]], [7, 7, 7], [[1, 1], [1, 1]], [1, 1, 1]],
         "total": 2.0,
-        "largest": 1,
         "agree": [True, False, True, False],
         "gather": [{"rank": 0}, {"rank": 1}],
         "any": [None, "second", "rank 0"],

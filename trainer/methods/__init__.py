@@ -1,15 +1,12 @@
 """What an update learns from branches, by the method's name; all else is the loop's."""
 
-from trainer.config import TrainConfig
 from trainer.methods.method import Method, Part, Terms
 from trainer.methods.negative_aware import NegativeAware
 from trainer.methods.paired import PairedBranches, PairedStates, PairedSteps
 from trainer.methods.policy_gradient import PolicyGradient
 from trainer.methods.weighted import WeightedBranches
-from trainer.ranks import Ranks
-from trainer.replay import Replayer
 
-__all__ = ["METHODS", "Method", "Part", "Terms", "method_of"]
+__all__ = ["METHODS", "Method", "Part", "Terms"]
 
 METHODS: dict[str, type[Method]] = {
     "sft_sharpening": WeightedBranches,
@@ -21,8 +18,3 @@ METHODS: dict[str, type[Method]] = {
     "grpo": PolicyGradient,
     "diffusion_nft": NegativeAware,
 }
-
-
-def method_of(config: TrainConfig, replayer: Replayer, ranks: Ranks) -> Method:
-    """The objective of a run."""
-    return METHODS[config.method](config, replayer, ranks)
