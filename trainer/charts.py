@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 40
@@ -115,6 +115,6 @@ def _legend(series: Sequence[Series]) -> Markup:
     for line in series:
         style = Markup("line-{} {}").format(line.colour, "faint" if line.faint else "")
         parts.append(Markup('<line class="{}" x1="{}" x2="{}" y1="16" y2="16"/>').format(style, x, x + 18))
-        parts.append(Markup('<text class="label" x="{}" y="20">{}</text>').format(x + 24, escape(line.label)))
+        parts.append(Markup('<text class="label" x="{}" y="20">{}</text>').format(x + 24, line.label))
         x += 24 + 7 * len(line.label) + 22
     return Markup("").join(parts)
