@@ -17,13 +17,13 @@ from trainer.config import ModelConfig, TrainConfig, load_config, save_config
 from trainer.data.prompts import PromptFileError, Prompts, read_prompts
 from trainer.data.rows import Rows
 from trainer.data.sources import absolute
-from trainer.families.index import not_there
+from trainer.families.index import check_model, not_there
 from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
 from trainer.features import check_features
 from trainer.given import open_stream
 from trainer.optimizer import check_moments
-from trainer.policy import Policy, check_model
+from trainer.policy import Policy
 from trainer.progress import following
 from trainer.ranks import Ranks
 from trainer.report import write_report

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from trainer.backlog import Previews, Replicas, answered_s
 from trainer.config import TrainConfig
+from trainer.families.index import check_model
 from trainer.held_out import drawn_at_a_time, shares
-from trainer.policy import check_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from trainer.config import (
 from trainer.config.file import checked
 from trainer.data.prompts import read_prompts
 from trainer.evaluation import EvaluationResult
+from trainer.families.family import ModelError
 from trainer.held_out import HeldOut, draw
-from trainer.policy import ModelError, Policy
+from trainer.policy import Policy
 from trainer.ranks import Ranks
 from trainer.records import Prompt
 from trainer.scoring import Scoring

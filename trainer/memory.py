@@ -17,12 +17,13 @@ from trainer.autoencoder import decoded, encoded
 from trainer.config import ModelConfig, TrainConfig
 from trainer.encoded import AT_A_TIME
 from trainer.families.family import Family
+from trainer.families.index import check_model
 from trainer.families.previews import load_preview_decoder
 from trainer.families.weightless import load_weightless
 from trainer.held_out import drawn_at_a_time, shares
 from trainer.live_memory import AsOnDevice, LiveMemory
 from trainer.optimizer import moments_bytes
-from trainer.policy import Policy, check_model
+from trainer.policy import Policy
 from trainer.replay import replayable
 from trainer.sharding import blocks_of
 

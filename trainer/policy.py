@@ -25,12 +25,10 @@ from trainer.autoencoder import decoded, encoded
 from trainer.config import ModelConfig
 from trainer.diffusion import Schedule
 from trainer.encoded import Encoded
-from trainer.families.family import Conditioning, Family, ModelError, compile_blocks
+from trainer.families.family import Conditioning, Family, compile_blocks
 from trainer.families.index import check_model, load_options, not_there
 from trainer.families.previews import load_preview_decoder
 from trainer.sharding import assembled, gathered, shard
-
-__all__ = ["ModelError", "Policy", "check_model"]
 
 
 class Policy:

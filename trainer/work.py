@@ -7,8 +7,8 @@ from itertools import chain, pairwise
 from trainer.backlog import Previews
 from trainer.config import TrainConfig
 from trainer.families.family import Family
+from trainer.families.index import check_model
 from trainer.memory import chosen_branches, replayed_states
-from trainer.policy import check_model
 from trainer.ranks import Ranks
 
 

@@ -17,8 +17,8 @@ from trainer.config import ConfigError, DataConfig, TrainConfig, load_config, sa
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
 from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, locked, watch
+from trainer.families.family import ModelError
 from trainer.loop import run
-from trainer.policy import ModelError
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
 

@@ -12,9 +12,10 @@ import pytest
 from diffusers import DDIMScheduler
 
 from trainer.config import ModelConfig
+from trainer.families.family import ModelError
 from trainer.families.index import check_model
 from trainer.families.weightless import load_weightless
-from trainer.policy import ModelError, Policy
+from trainer.policy import Policy
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,8 @@ def hub(families: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_the_index_of_an_id_on_the_hub_is_looked_at_first(hub: Path) -> None:
     code = (
-        "import sys\nfrom trainer.config import ModelConfig\nfrom trainer.policy import *\n"
+        "import sys\nfrom trainer.config import ModelConfig\nfrom trainer.families.family import ModelError\n"
+        "from trainer.families.index import check_model\nfrom trainer.policy import Policy\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        print(check_model(ModelConfig(path=name)).__name__)\n"
         "    except ModelError as error:\n        print(error)\n"

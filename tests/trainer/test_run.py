@@ -13,9 +13,9 @@ from tests.small_run import ScoringHere, configured, in_two_ranks, since, starte
 from trainer.config import TrainConfig
 from trainer.costs import Costs, Devices
 from trainer.data.prompts import PromptFileError
+from trainer.families.family import ModelError
 from trainer.loop import advance, sample
 from trainer.metrics import MetricsLog
-from trainer.policy import ModelError
 from trainer.ranks import Halted, Ranks
 from trainer.run import Run
 from trainer.trackers import Trackers

@@ -25,8 +25,8 @@ from tests.tiny import LATENT_SHAPE
 from trainer.config import LoraConfig, ModelConfig
 from trainer.diffusion import clean_and_noise, log_probability, step_distribution
 from trainer.families import FAMILIES
-from trainer.families.family import Conditioning
-from trainer.policy import ModelError, Policy
+from trainer.families.family import Conditioning, ModelError
+from trainer.policy import Policy
 
 NAMES = ("sd1", "sd2", "sdxl", "sd3", "sd3-without-t5", "sd35", "flux-dev", "flux-schnell")
 EVERY = pytest.mark.parametrize("name", NAMES)

@@ -20,8 +20,9 @@ from diffusers import (
 from tests.drawing import assert_same_pictures, drawn_by, first_noise, grown_by, load, pictures, plain
 from tests.tiny import unet
 from trainer.config import ModelConfig
+from trainer.families.family import ModelError
 from trainer.families.schedules import ddpm_schedule, flow_schedule
-from trainer.policy import ModelError, Policy
+from trainer.policy import Policy
 
 
 def pipeline_of(folder: Path) -> Any:

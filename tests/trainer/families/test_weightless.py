@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from trainer.config import ModelConfig
+from trainer.families.index import check_model
 from trainer.families.weightless import load_weightless
-from trainer.policy import Policy, check_model
+from trainer.policy import Policy
 
 META = torch.device("meta")
 
