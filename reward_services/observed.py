@@ -109,14 +109,10 @@ def outcome(score: Score) -> str:
     return score.error.type.removeprefix(PROBLEM_PREFIX) if score.error else "ok"
 
 
-def nowhere(metric: Metric, value: float, /, **labels: str) -> None:
-    """A `Record` that keeps nothing."""
-
-
 class Observed:
     """The measurements of one replica of the reward called `reward`."""
 
-    def __init__(self, reward: str, record: Record = nowhere) -> None:
+    def __init__(self, reward: str, record: Record) -> None:
         self._reward = reward
         self._record = record
         self._under_way = 0

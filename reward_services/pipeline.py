@@ -46,9 +46,8 @@ class Pipeline:
         ReplicaFailed: the scorer cannot score its own golden sample.
     """
 
-    def __init__(self, scorer: Scorer[Any, Any], observed: Observed | None = None) -> None:
-        self._scorer = scorer
-        self._observed = observed or Observed("")
+    def __init__(self, scorer: Scorer[Any, Any], observed: Observed) -> None:
+        self._scorer, self._observed = scorer, observed
         self._cpu = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._golden = self._score_golden()

@@ -25,10 +25,14 @@ def call(images: list[Any], left_s: float = 10.0) -> Call:
     return Call(images, ["a"] * len(images), time.monotonic() + left_s)
 
 
+def unwatched(scorer: Scorer[Any, Any]) -> Pipeline:
+    return Pipeline(scorer, Observed("mine", lambda *_, **__: None))
+
+
 def test_each_call_gets_its_own_scores(draw: Draw) -> None:
     images = draw(6)
     answers = asyncio.run(
-        Pipeline(JpegScorer()).score([call(images[:1]), call(images[1:4]), call(images[4:])])
+        unwatched(JpegScorer()).score([call(images[:1]), call(images[1:4]), call(images[4:])])
     )
     assert [len(answer) for answer in answers] == [1, 3, 2]
     assert [score for answer in answers for score in answer] == JpegScorer().score(images, ["a"] * 6)
@@ -36,7 +40,7 @@ def test_each_call_gets_its_own_scores(draw: Draw) -> None:
 
 def test_a_late_call_fails_and_the_others_do_not(draw: Draw) -> None:
     images = draw(4)
-    late, timely = asyncio.run(Pipeline(JpegScorer()).score([call(images[:2], -1.0), call(images[2:])]))
+    late, timely = asyncio.run(unwatched(JpegScorer()).score([call(images[:2], -1.0), call(images[2:])]))
     assert [score.error.type for score in late if score.error] == ["/problems/deadline-exceeded"] * 2
     assert timely == JpegScorer().score(images[2:], ["a"] * 2)
 
@@ -44,7 +48,7 @@ def test_a_late_call_fails_and_the_others_do_not(draw: Draw) -> None:
 def test_poison_of_one_caller_hurts_no_other(draw: Draw) -> None:
     images = draw(4)
     poison = [images[0][..., 0], np.zeros((4, 0, 3), np.uint8)]
-    hurt, fine = asyncio.run(Pipeline(JpegScorer()).score([call(poison), call(images)]))
+    hurt, fine = asyncio.run(unwatched(JpegScorer()).score([call(poison), call(images)]))
     assert [score.ok for score in hurt] == [False, False]
     assert fine == JpegScorer().score(images, ["a"] * 4)
 
@@ -60,7 +64,7 @@ def test_a_call_is_split_in_order(draw: Draw) -> None:
 def test_a_changed_model_is_not_healthy(tiny_clip: Any) -> None:
     async def run() -> None:
         scorer = ClipScorer(str(tiny_clip))
-        pipeline = Pipeline(scorer)
+        pipeline = unwatched(scorer)
         await pipeline.check()
         scorer.images.projection.weight.mul_(-1)
         with pytest.raises(ReplicaFailed, match="at the start it scored"):
@@ -95,7 +99,7 @@ def test_a_slow_replica_is_well_as_long_as_it_answers(draw: Draw) -> None:
 
     async def run() -> None:
         scorer = Busy()
-        pipeline = Pipeline(scorer)
+        pipeline = unwatched(scorer)
         batches = [asyncio.create_task(pipeline.score([call(draw(2))])) for _ in range(2)]
         await asyncio.sleep(0.1)
         check = asyncio.create_task(pipeline.check())
@@ -119,7 +123,7 @@ def test_a_busy_replica_that_answers_wrongly_is_not_well_until_it_is_right(draw:
 
     async def run() -> None:
         scorer, under_load = Busy(), True
-        pipeline = Pipeline(scorer)
+        pipeline = unwatched(scorer)
 
         async def ask() -> None:
             while under_load:
@@ -149,7 +153,7 @@ def test_a_model_that_cannot_score_its_golden_sample_never_serves(tiny_clip: Any
     scorer = ClipScorer(str(tiny_clip))
     scorer.images.projection.weight.fill_(math.nan)
     with pytest.raises(ReplicaFailed, match="golden sample cannot be scored"):
-        Pipeline(scorer)
+        unwatched(scorer)
 
 
 def test_phases_sizes_and_outcomes_are_measured(tiny_clip: Any, draw: Draw) -> None:

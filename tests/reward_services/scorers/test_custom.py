@@ -14,6 +14,7 @@ from ray import serve
 from reward_services import ConfigInvalid, RewardNotReady, RewardUnavailable, Score
 from reward_services.config_file import load_config
 from reward_services.deployments import connect, deploy
+from reward_services.observed import Observed
 from reward_services.pipeline import Pipeline
 from reward_services.scorers import SCORERS
 from reward_services.scorers.scorer import Scorer
@@ -211,10 +212,11 @@ def score(images, prompts):
 
 
 def test_the_golden_sample_is_scored_at_the_start(write: Write) -> None:
+    scorer = custom(write("def score(images, prompts): return [{}[p] for p in prompts]"))
     with pytest.raises(
         Exception, match="the golden sample cannot be scored: KeyError: 'a photo of a red cube"
     ):
-        Pipeline(custom(write("def score(images, prompts): return [{}[p] for p in prompts]")))
+        Pipeline(scorer, Observed("mine", lambda *_, **__: None))
 
 
 @pytest.fixture(scope="module")
