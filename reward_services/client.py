@@ -99,7 +99,7 @@ class AsyncRewardClient:
         deadline_s: float = 30.0,
     ) -> dict[str, list[Score]]:
         """As `Rewards.score`; images may be arrays, PIL images, encoded bytes or paths."""
-        check_batch(images, prompts)
+        check_batch(images, prompts, rewards)
         pictures = await asyncio.to_thread(attached, images)
         steps = scoring(pictures, prompts, rewards, deadline_s=deadline_s, retries=self._retries)
         return await exchanged(steps, self._replies)
@@ -206,7 +206,7 @@ class RewardClient:
         deadline_s: float = 30.0,
     ) -> dict[str, list[Score]]:
         """As `AsyncRewardClient.score`."""
-        check_batch(images, prompts)
+        check_batch(images, prompts, rewards)
         pictures = attached(images)
         steps = scoring(pictures, prompts, rewards, deadline_s=deadline_s, retries=self._retries)
         return _exchanged(steps, self._replies)

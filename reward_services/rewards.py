@@ -50,8 +50,14 @@ def told_s(deadline_s: float) -> float:
     return max(deadline_s - min(_MARGIN * deadline_s, _MOST_MARGIN_S), 0.001)
 
 
-def check_batch(images: Sequence[object], prompts: Sequence[str]) -> None:
-    """Raises `RequestInvalid` unless there is one prompt per image."""
+def check_batch(images: Sequence[object], prompts: Sequence[str], rewards: Sequence[str] = ()) -> None:
+    """Raises `RequestInvalid` unless these are lists, with one prompt per image.
+
+    Text is a sequence, too: one prompt would be as many as it has letters, each of them scored.
+    """
+    for name, given in (("images", images), ("prompts", prompts), ("rewards", rewards)):
+        if isinstance(given, str | bytes):
+            raise RequestInvalid(f"{name} must be a list, also of one: write {name}=[...]")
     if len(images) != len(prompts):
         raise RequestInvalid(f"{len(images)} images but {len(prompts)} prompts; give one prompt per image")
 

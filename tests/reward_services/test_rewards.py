@@ -21,6 +21,17 @@ def test_a_batch_has_one_prompt_per_image() -> None:
         check_batch([1, 2], ["a"])
 
 
+def test_one_text_is_no_list_of_its_letters() -> None:
+    for images, prompts, rewards, name in (
+        (["x.png"], "a", ["clip"], "prompts"),
+        ("x.png", ["a"] * 5, ["clip"], "images"),
+        (b"png", ["a"] * 3, ["clip"], "images"),
+        (["x.png"], ["a"], "clip", "rewards"),
+    ):
+        with pytest.raises(RequestInvalid, match=f"^{name} must be a list"):
+            check_batch(images, prompts, rewards)
+
+
 def test_an_unknown_reward_names_the_nearest() -> None:
     check_known(["clip"], {"clip", "jpeg"})
     with pytest.raises(RewardUnknown, match="no reward 'clop'; did you mean 'clip'"):
