@@ -120,11 +120,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     address = options.address or os.environ.get("RAY_ADDRESS")
     with deployments.cluster(address):
+        # What stops a container is to end as Ctrl-C does; Ray's own answer to it is a stack dump.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if not address:
+            deployments.check_room(config)
         deployments.deploy(config, timeout_s=options.timeout)
         where = f" at http://{config.http.host}:{config.http.port}" if config.http else ""
         end = "they stay on the cluster" if address else "Ctrl-C stops them"
-        # What stops a container is to end as Ctrl-C does; Ray's own answer to it is a stack dump.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"serving {', '.join(config.rewards)}{where}; {end}", flush=True)
         while not address:
             time.sleep(3600)

@@ -32,6 +32,7 @@ from reward_services.replicas import Ingress, JudgeReplica, RewardReplica
 
 _INGRESS = "_ingress"  # no reward can have this name
 _MADE_OF_TIMEOUT_S, _POLL_S = 2.0, 0.2
+_ROUNDING = 1e-6
 _MANY_HOSTS = ray_constants.ENABLE_RAY_CLUSTER
 _QUEUES = {"max_ongoing_requests", "max_queued_requests"}
 _HEALTH = {"health_check_period_s", "health_check_timeout_s"}
@@ -108,6 +109,21 @@ def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
         if before is None:
             serve.delete(APPLICATION)
         raise
+
+
+def check_room(config: ServicesConfig) -> None:
+    """Raise ConfigInvalid where the connected Ray lacks what the rewards reserve: Serve waits for nodes."""
+    there = ray.cluster_resources()
+    short = [
+        f"{amount:g} {name} of {there.get(name, 0.0):g}"
+        for name, amount in config.resources.items()
+        if amount > there.get(name, 0.0) + _ROUNDING
+    ]
+    if short:
+        raise ConfigInvalid(
+            f"the rewards reserve {', '.join(short)} on this machine: set num_cpus, num_gpus or num_replicas "
+            "lower, or serve on a cluster with --address"
+        )
 
 
 @contextmanager

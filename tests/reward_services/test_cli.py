@@ -157,6 +157,18 @@ def test_serve_until_stopped(tmp_path: Path, picture: str, capsys: pytest.Captur
     assert (server.returncode, complaints) == (130, "")
 
 
+def test_what_the_machine_cannot_give_is_said_at_once(tmp_path: Path) -> None:
+    """Serve would wait for another node, which never comes where Ray was started for this command."""
+    config = tmp_path / "rewards.yaml"
+    reward = "{scorer: jpeg, num_cpus: 0.1, resources: {tpu: 2}}"
+    config.write_text(f"rewards: {{jpeg: {reward}}}\nhttp: {{port: {free_port()}}}\n")
+    command = [sys.executable, "-m", "reward_services", "serve", str(config)]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("rewards: the rewards reserve 2 tpu of 0 on this machine: set num_cpus")
+
+
 def test_help_needs_neither_ray_nor_torch() -> None:
     code = (
         "import runpy, sys\n"
