@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import os
 import signal
 import sys
 import threading
@@ -62,7 +63,7 @@ def check(config: TrainConfig) -> RunFolder:
         TrackerMissing: a tracker is not installed, nobody said where it is, or it has no key.
         ConfigError: adapters are for layers that the model does not have, the optimizer's library is not
             installed, features are to be no CLIP's, or the settings in the run folder are damaged.
-        RunFailed: the run folder holds a finished run, or one of another configuration.
+        RunFailed: the run folder cannot be written, or holds a finished run or one of another configuration.
     """
     check_moments(config.optimizer)
     check_trackers(config.trackers)
@@ -70,9 +71,18 @@ def check(config: TrainConfig) -> RunFolder:
     if config.prompts.held_out and config.evaluation.features:
         check_features(config.evaluation.features)
     folder = RunFolder(config.run_folder)
+    _check_writable(folder.path)
     if folder.has_updates:
         _check_continues(config, folder)
     return folder
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise RunFailed where it cannot be a folder to write in, or be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "cannot be written" if there.is_dir() else "is no folder"
+        raise RunFailed(f"{there} {why}; choose another with --set run_folder=PATH")
 
 
 def _check_continues(config: TrainConfig, folder: RunFolder) -> None:

@@ -54,6 +54,20 @@ def test_mistakes_are_found_before_anything_is_written(
     assert not config.run_folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("settings.yaml", "settings.yaml is no folder; choose another with --set run_folder=PATH"),
+        ("settings.yaml/run", "settings.yaml is no folder"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_made_is_found_before_rewards_start(
+    config: TrainConfig, tmp_path: Path, place: str, message: str
+) -> None:
+    with pytest.raises(RunFailed, match=message):
+        check(config.model_copy(update={"run_folder": tmp_path / place}))
+
+
 def test_a_gain_is_of_two_prompts_or_more(pipelines: dict[str, Path], tmp_path: Path) -> None:
     """Its error is between prompts; without a judge there is none."""
     config = configured(tmp_path, pipelines["epsilon"])
