@@ -70,6 +70,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: {text!r} is not a YAML value; quote it") from None
+    if isinstance(value, dict) and any(":" in str(key) and value[key] is None for key in value):
+        raise ConfigError(f"--set {override}: write a space after each colon, and quotes around the whole")
     for section in sections:
         if not isinstance(values.get(section), dict):
             values[section] = {}

@@ -78,6 +78,12 @@ def test_an_override_without_key_or_value_says_how_to_write_it(path: Path, overr
     assert "write it as key=value" in message(path, override)
 
 
+def test_a_mapping_without_spaces_says_how_to_write_it(path: Path) -> None:
+    """YAML takes {heat_c:90} for a key "heat_c:90" without a value."""
+    assert "write a space after each colon" in message(path, "oven={heat_c:90}")
+    assert load(Kitchen, path, ["oven={heat_c: 90}"]).oven == Oven(heat_c=90)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
