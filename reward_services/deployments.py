@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 
 from reward_services.config import Http, Reward, ServicesConfig
 from reward_services.config_file import checked
-from reward_services.diagnosis import failure_among, first_line
+from reward_services.diagnosis import failure_among, first_line, more_telling
 from reward_services.errors import ConfigInvalid, RewardNotReady
 from reward_services.fingerprint import fingerprint, of_code, of_files
 from reward_services.handles import ServeRewards
@@ -238,11 +238,11 @@ def _runs_already(config: ServicesConfig, application: Any) -> bool:
 
 def _wait_until_ready(name: str, timeout_s: float) -> None:
     ends = time.monotonic() + timeout_s
+    states: dict[str, tuple[str, str]] = {}
     while (application := serve.status().applications[name]).status != "RUNNING":
-        states = {
-            reward: (deployment.status.value, deployment.message)
-            for reward, deployment in application.deployments.items()
-        }
+        for reward, deployment in application.deployments.items():
+            _, earlier = states.get(reward, ("", ""))
+            states[reward] = (deployment.status.value, more_telling(deployment.message, earlier))
         failure = failure_among(states, is_late=time.monotonic() > ends)
         if failure is not None:
             raise RewardNotReady(failure)

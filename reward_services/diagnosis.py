@@ -33,6 +33,14 @@ def cause_of(message: str) -> str:
     return str(text) if kind == "ConfigInvalid" else f"{kind}: {text}; see the replica's log of Ray Serve"
 
 
+def more_telling(now: str, earlier: str) -> str:
+    """The newer of a deployment's messages, unless the earlier alone names an error.
+
+    While a replica is started again, Serve says only that this takes long.
+    """
+    return earlier if _RAISED.search(earlier) and not _RAISED.search(now) else now
+
+
 def first_line(text: str) -> str:
     """The first line that is not blank, at most 200 characters."""
     return (text.strip().splitlines() or [""])[0][:200]

@@ -1,6 +1,6 @@
 """Serve's messages come down to one line."""
 
-from reward_services.diagnosis import cause_of, failure_among, first_line
+from reward_services.diagnosis import cause_of, failure_among, first_line, more_telling
 
 TRACEBACK = """A replica failed to start with exception. Retrying 2 more time(s). Error:
 ray::ServeReplica:rewards:clip.initialize_and_get_metadata() (pid=1, ip=127.0.0.1)
@@ -40,6 +40,14 @@ def test_a_failure_is_known_as_soon_as_there_is_no_hope() -> None:
     assert late is not None
     assert late.startswith("reward clip never became ready: it is still starting")
     assert failure_among({}, is_late=True) == "the rewards never became ready; see the logs of Ray Serve"
+
+
+def test_a_cause_is_kept_while_serve_says_that_a_start_takes_long() -> None:
+    slow = "Deployment 'clip' has 1 replicas that have taken more than 30s to initialize."
+    other = TRACEBACK.replace("/x", "/y")
+    assert more_telling(slow, TRACEBACK) == TRACEBACK
+    assert more_telling(other, TRACEBACK) == other
+    assert more_telling(slow, "") == slow
 
 
 def test_first_line() -> None:
