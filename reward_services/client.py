@@ -98,7 +98,7 @@ class AsyncRewardClient:
         rewards: Sequence[str],
         deadline_s: float = 30.0,
     ) -> dict[str, list[Score]]:
-        """As `Rewards.score`; images may be arrays, PIL images, encoded bytes or paths."""
+        """As `Rewards.score`; images may be arrays, tensors, PIL images, encoded bytes or paths."""
         check_batch(images, prompts, rewards)
         pictures = await asyncio.to_thread(attached, images)
         steps = scoring(pictures, prompts, rewards, deadline_s=deadline_s, retries=self._retries)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,15 @@ from PIL import Image
 from reward_services.errors import ImageInvalid, MediaTypeUnsupported, RewardError, TooLarge
 from reward_services.schema import ImageRef, Limits
 
-Picture = NDArray[np.uint8] | Image.Image | bytes | Path | str
-"""What the clients take: an (H, W, 3) uint8 array, a PIL image, an encoded image's bytes, or its path."""
+
+class HasArray(Protocol):
+    """What NumPy can make an array of, such as a torch tensor in the host's memory."""
+
+    def __array__(self) -> NDArray[Any]: ...
+
+
+Picture = NDArray[np.uint8] | HasArray | Image.Image | bytes | Path | str
+"""What the clients take: (H, W, 3) uint8 as array or tensor, a PIL image, encoded bytes or a path."""
 
 RAW_MEDIA_TYPE = "application/octet-stream"
 """The media type of an array's bytes."""
@@ -137,9 +145,19 @@ def attach(picture: Picture) -> Attachment:
     if isinstance(picture, Image.Image):
         _check_mode(picture)
         picture = np.asarray(picture.convert("RGB"), dtype=np.uint8)
-    check_array(picture)
-    height, width, _ = picture.shape
-    return Attachment(RAW_MEDIA_TYPE, picture.tobytes(), (height, width, 3))
+    array = _array_of(picture)
+    check_array(array)
+    height, width, _ = array.shape
+    return Attachment(RAW_MEDIA_TYPE, array.tobytes(), (height, width, 3))
+
+
+def _array_of(picture: object) -> Any:
+    if not hasattr(picture, "__array__"):
+        return picture
+    try:
+        return np.asarray(picture)
+    except (TypeError, RuntimeError) as error:  # a tensor on a GPU, or with gradients
+        raise ImageInvalid(f"a {type(picture).__name__} cannot be read as an array: {error}") from error
 
 
 def _bytes_of(path: Path) -> bytes:

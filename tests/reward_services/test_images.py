@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reward_services import ImageInvalid, ImageRef, Limits, MediaTypeUnsupported, RewardError, TooLarge
@@ -57,7 +58,7 @@ def test_arrays_pil_bytes_and_paths_are_the_same_picture(tmp_path: Path) -> None
     encoded = saved(image, "PNG")
     path = tmp_path / "picture.png"
     path.write_bytes(encoded)
-    for picture in (PICTURE, image, encoded, path, str(path)):
+    for picture in (PICTURE, torch.from_numpy(PICTURE), image, encoded, path, str(path)):
         np.testing.assert_array_equal(read(attach(picture), LIMITS), PICTURE)
 
 
@@ -127,6 +128,8 @@ def test_what_cannot_be_read_is_a_typed_error(image: ImageRef, error: type[Rewar
         "no such file.png",
         7,
         Image.new("F", (4, 4)),
+        torch.from_numpy(PICTURE).permute(2, 0, 1),
+        torch.zeros(8, 8, 3, dtype=torch.uint8, device="meta"),
     ],
 )
 def test_no_picture_is_refused(wrong: Any) -> None:
