@@ -151,17 +151,20 @@ def test_a_slow_server_meets_the_deadline(moody: Callable[..., tuple[str, list[s
 
 
 class Late:
-    """Rewards of one, jpeg, that answer at the very end of their time: of each call one image is scored."""
+    """Rewards of one, jpeg, that answer at the very end of their time: of each call one image is scored.
 
-    def __init__(self) -> None:
-        self.calls = 0
+    Or as soon as this many calls are there.
+    """
+
+    def __init__(self, together: int = 0) -> None:
+        self.calls, self._together = 0, asyncio.Barrier(together) if together else None
 
     async def describe(self, rewards: Any = None) -> list[RewardInfo]:
         return [JpegScorer().describe("jpeg", max_items=8)]
 
     async def score(self, images: Any, prompts: Any, *, rewards: Any, deadline_s: float) -> Any:
         self.calls += 1
-        await asyncio.sleep(deadline_s)
+        await (self._together.wait() if self._together else asyncio.sleep(deadline_s))
         late = [Score.failed(DeadlineExceeded())] * (len(prompts) - 1)
         return {"jpeg": [*JpegScorer().score(images[:1], prompts[:1]), *late]}
 
@@ -186,29 +189,22 @@ def test_what_is_scored_in_time_arrives_in_time(served: Any, draw: Draw) -> None
     assert late.calls == 2
 
 
+async def answered(url: str, draw: Draw, *deadlines_s: float, **options: Any) -> bool:
+    """Whether one client's requests, made all at once, were scored in their times."""
+    async with AsyncRewardClient(url, **options) as client:
+        asked = [client.score(draw(1), [""], rewards=["jpeg"], deadline_s=one) for one in deadlines_s]
+        return all(scores["jpeg"][0].ok for scores in await asyncio.gather(*asked))
+
+
 def test_requests_that_wait_to_be_sent_tell_what_is_left(served: Any, draw: Draw) -> None:
     """Six requests, four at once: the last two are sent when the first have been answered."""
-
-    async def run(url: str) -> list[Score]:
-        async with AsyncRewardClient(url) as client:
-            asked = [
-                client.score(draw(1), [""], rewards=["jpeg"], deadline_s=deadline_s)
-                for deadline_s in (2.0, 2.0, 2.0, 2.0, 4.0, 4.0)
-            ]
-            return [score for scores in await asyncio.gather(*asked) for score in scores["jpeg"]]
-
     with served(create_app(Late())) as url:
-        assert all(score.ok for score in asyncio.run(run(url)))
+        assert asyncio.run(answered(url, draw, 5.0, 5.0, 5.0, 5.0, 10.0, 10.0))
 
 
 def test_as_many_requests_go_at_once_as_one_says(served: Any, draw: Draw) -> None:
-    async def run(url: str) -> list[Score]:
-        async with AsyncRewardClient(url, requests_at_once=6) as client:
-            asked = [client.score(draw(1), [""], rewards=["jpeg"], deadline_s=2.0) for _ in range(6)]
-            return [score for scores in await asyncio.gather(*asked) for score in scores["jpeg"]]
-
-    with served(create_app(Late())) as url:
-        assert all(score.ok for score in asyncio.run(run(url)))
+    with served(create_app(Late(together=6))) as url:
+        assert asyncio.run(answered(url, draw, *[30.0] * 6, requests_at_once=6))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # connections of a loop that is closed
