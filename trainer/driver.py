@@ -235,8 +235,8 @@ def _stopping(folder: RunFolder) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the run to save and stop; a second one is no longer caught."""
 
     def ask(number: int, _frame: object) -> None:
-        folder.request_stop()
         signal.signal(number, _AT_ONCE[number])
+        folder.request_stop()
         sys.stderr.write("\nSaving a checkpoint after this update; once more to interrupt at once.\n")
 
     previous: dict[int, Any] = {
