@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import (
@@ -35,6 +36,8 @@ from reward_services.options import (
     VerifierOptions,
 )
 from reward_services.schema import Limits
+
+_ROUNDING = 1e-6
 
 Name = TypeVar("Name", bound=str)
 Options = TypeVar("Options", bound=ScorerOptions)
@@ -253,3 +256,8 @@ class ServicesConfig(_Section):
             if reward.max_ongoing_requests < reward.batch.max_images:
                 raise ValueError(f"reward {name}: max_ongoing_requests must be at least batch.max_images")
         return self
+
+
+def lacking(asked: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
+    """The resources, by Ray's names, of which more is asked for than there is, rounding of sums aside."""
+    return [name for name, amount in asked.items() if amount > there.get(name, 0.0) + _ROUNDING]

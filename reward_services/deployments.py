@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.serve.exceptions import RayServeException
 
-from reward_services.config import Http, Reward, ServicesConfig
+from reward_services.config import Http, Reward, ServicesConfig, lacking
 from reward_services.config_file import checked
 from reward_services.diagnosis import failure_among, first_line, more_telling
 from reward_services.errors import ConfigInvalid, RewardNotReady
@@ -32,7 +32,6 @@ from reward_services.replicas import Ingress, JudgeReplica, RewardReplica
 
 _INGRESS = "_ingress"  # no reward can have this name
 _MADE_OF_TIMEOUT_S, _POLL_S = 2.0, 0.2
-_ROUNDING = 1e-6
 _MANY_HOSTS = ray_constants.ENABLE_RAY_CLUSTER
 _QUEUES = {"max_ongoing_requests", "max_queued_requests"}
 _HEALTH = {"health_check_period_s", "health_check_timeout_s"}
@@ -114,11 +113,8 @@ def deploy(config: ServicesConfig, *, timeout_s: float = 120.0) -> None:
 def check_room(config: ServicesConfig) -> None:
     """Raise ConfigInvalid where the connected Ray lacks what the rewards reserve: Serve waits for nodes."""
     there = ray.cluster_resources()
-    short = [
-        f"{amount:g} {name} of {there.get(name, 0.0):g}"
-        for name, amount in config.resources.items()
-        if amount > there.get(name, 0.0) + _ROUNDING
-    ]
+    asked = config.resources
+    short = [f"{asked[name]:g} {name} of {there.get(name, 0.0):g}" for name in lacking(asked, there)]
     if short:
         raise ConfigInvalid(
             f"the rewards reserve {', '.join(short)} on this machine: set num_cpus, num_gpus or num_replicas "

@@ -5,14 +5,13 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from reward_services import RewardClient, RewardUnknown
-from reward_services.config import ServicesConfig
+from reward_services.config import ServicesConfig, lacking
 from reward_services.config_file import load_config as load_services
 from trainer.config import RanksConfig, RewardsConfig
 from trainer.driver import RunFailed
 
 _REACHABLE_S = 10.0
 _RETRIES = 1
-_ROUNDING = 1e-6
 
 
 def check_reachable(address: str) -> None:
@@ -81,17 +80,17 @@ def check_room(
     Raises:
         RunFailed: something is missing that will not come.
     """
-    of_ranks, short = _of_ranks(ranks, at_once), []
+    of_ranks = _of_ranks(ranks, at_once)
+    sums = {name: of_ranks.get(name, 0.0) + rewards.get(name, 0.0) for name in sorted({*of_ranks, *rewards})}
+    short = [
+        f"{sums[name]:g} {name} ({of_ranks.get(name, 0.0):g} for ranks, {rewards.get(name, 0.0):g} for "
+        f"rewards) of {there.get(name, 0.0):g}"
+        for name in lacking(sums, there)
+    ]
     together = min(at_once, len(ranks))
     asks, waits, fewer = "the run asks", "waits", ""
     if together > 1:
         asks, waits, fewer = f"{together} runs at a time ask", "wait", "parallel, "
-    for name in sorted({*of_ranks, *rewards}):
-        parts, have = (of_ranks.get(name, 0.0), rewards.get(name, 0.0)), there.get(name, 0.0)
-        if sum(parts) > have + _ROUNDING:
-            short.append(
-                f"{sum(parts):g} {name} ({parts[0]:g} for ranks, {parts[1]:g} for rewards) of {have:g}"
-            )
     if short and not grows:
         raise RunFailed(
             f"{asks} for {', '.join(short)}: set {fewer}ranks.workers, ranks.cpus_per_worker, "
