@@ -90,13 +90,15 @@ def compete(
         comparison: what to run.
         train: runs the ranks of one run.
         scoring: judges what searches find.
-        done: told of each job that has ended.
-        warn: told what ranks of one that is under way warn of.
+        done: told of each job that has ended as it should.
+        warn: told what ranks of one that is under way warn of, and of a run that cannot go on.
 
     Raises:
-        Whatever the first job raised that failed; others that were under way have saved and stopped.
+        driver.RunFailed: some runs could not go on; all the others have ended.
+        Whatever else a job raises: others that were under way have saved and stopped.
     """
     running: dict[Future[None], tuple[Job, Warnings]] = {}
+    failed: list[str] = []
     with ThreadPoolExecutor(comparison.parallel) as pool:
         try:
             waiting = list(jobs(comparison))
@@ -105,30 +107,45 @@ def compete(
                 started = [(job, Warnings(RunFolder(job.folder))) for job in waiting[:free]]
                 running |= {pool.submit(_do, comparison, one[0], train, scoring): one for one in started}
                 del waiting[:free]
-                _tell_news(running, done, warn)
+                failed += _tell_news(running, done, warn)
         except BaseException:
             # Also when somebody interrupts: the runs under way save a checkpoint and end. Searches cannot.
             for job in (job for job, _ in running.values() if job.name in comparison.methods):
                 RunFolder(job.folder).request_stop()
             raise
+    if failed:
+        raise driver.RunFailed(
+            f"{', '.join(failed)} could not go on, as was said above; all others are done. The same command "
+            "tries again, and --set methods.NAME=null leaves one out"
+        )
 
 
 def _tell_news(
     running: dict[Future[None], tuple[Job, Warnings]],
     done: Callable[[Job], None],
     warn: Callable[[Job, str], None],
-) -> None:
-    """Wait for a job to end, and tell what is warned of meanwhile; raises what it raised."""
+) -> list[str]:
+    """Wait for a job to end, and tell what is warned of meanwhile; returns the names of runs that failed.
+
+    Raises whatever else a job raised.
+    """
     ended = set[Future[None]]()
     while not ended:
         ended, _ = wait(running, _POLL_S, return_when=FIRST_COMPLETED)
         for job, warnings in running.values():
             for warning in warnings.new():
                 warn(job, warning)
+    failed = []
     for future in ended:
         job, _ = running.pop(future)
-        future.result()
-        done(job)
+        try:
+            future.result()
+        except driver.RunFailed as error:
+            failed.append(job.folder.name)
+            warn(job, f"it cannot go on, the others do: {error}")
+        else:
+            done(job)
+    return failed
 
 
 def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring) -> None:
@@ -137,7 +154,7 @@ def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring) -> 
         driver.begin(config, folder)
         train(config)
         if folder.failure:
-            raise driver.RunFailed(f"{job.folder}: {folder.failure}")
+            raise driver.RunFailed(folder.failure)
         driver.conclude(folder)
     else:
         config = comparison.run_config(_trained(comparison, job), job.seed)
