@@ -38,6 +38,8 @@ def load_config(path: str | Path) -> ServicesConfig:
 
 def checked(content: Any, source: str) -> ServicesConfig:
     """A configuration from what a file held; raises `ConfigInvalid` that names the `source`."""
+    if not (isinstance(content, dict) and content and content.get("rewards", True)):
+        raise ConfigInvalid(f"{source} names no reward; write `rewards: {{clip: {{scorer: clip}}}}`")
     try:
         return ServicesConfig.model_validate(content)
     except ValidationError as error:

@@ -144,7 +144,7 @@ def error_in(outcome: Outcome) -> RewardError | None:
         problem = Problem.model_validate_json(outcome.content)
     except ValidationError:
         title = f"{outcome.url} answers with HTTP {outcome.status}"
-        if outcome.status < 400:
+        if outcome.status < 400 or outcome.status in (404, 405, 501):  # no such path or method there
             return BadAnswer(f"{title}; is this a reward server?")
         problem = Problem(title=title, status=outcome.status)
     return error_from(problem, retry_after_s=retry_after_s)

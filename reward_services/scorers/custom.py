@@ -70,7 +70,11 @@ def custom_scorer(*, path: str, name: str, arguments: Mapping[str, Any]) -> Scor
     """
     named = _named(_executed(Path(path)), name, path)
     try:
-        made = named(**arguments) if isinstance(named, type) else partial(named, **arguments)
+        if isinstance(named, type):
+            made = named(**arguments)
+        else:
+            signature(named).bind([], [], **arguments)
+            made = partial(named, **arguments)
         if not isinstance(made, Scorer):
             signature(made).bind([], [])
     except RewardError:

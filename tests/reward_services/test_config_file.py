@@ -103,9 +103,11 @@ def test_what_can_only_be_a_folder_is_one(tmp_path: Path, named: str) -> None:
         ("16", "0", "rewards.mine.batch.max_images: Input should be greater than 0"),
         ("16", "300", "max_ongoing_requests must be at least batch.max_images"),
         ("  mine:", "  my reward:", "pattern"),
-        ("rewards:", "awards:", "rewards"),
+        ("rewards:", "awards:", "unknown key 'awards'; did you mean 'rewards'?"),
         ("{port: 8100}", "[", "is not YAML"),
-        (GOOD, "", "valid dictionary"),
+        (GOOD, "", "names no reward; write `rewards: {"),
+        (GOOD, "- clip", "names no reward; write `rewards: {"),
+        (GOOD, "rewards: {}", "names no reward; write `rewards: {"),
     ],
 )
 def test_mistakes_are_one_line_with_a_remedy(tmp_path: Path, right: str, wrong: str, says: str) -> None:
