@@ -86,9 +86,12 @@ def invalid(found: Sequence[Mapping[str, Any]]) -> RewardError:
     """What pydantic found wrong: where and what, never the input, which may be megabytes or private."""
     if any(one["type"] == "json_invalid" for one in found):
         return RequestMalformed("the body is not JSON")
+    # Of a list whose items are wrong pydantic says that it is too short, too: none of them is in it.
+    outer = {tuple(one["loc"][:depth]) for one in found for depth in range(len(one["loc"]))}
+    own = [one for one in found if one["type"] != "too_short" or tuple(one["loc"]) not in outer]
     fields = tuple(
         InvalidField(pointer="".join(_step(part) for part in one["loc"]), detail=one["msg"])
-        for one in found[:_MOST_FIELDS]
+        for one in own[:_MOST_FIELDS]
     )
     return RequestInvalid(f"{fields[0].pointer}: {fields[0].detail}", fields=fields)
 
