@@ -161,8 +161,9 @@ def new_key(name: str, lane: Lane = "others", images_per_minute: int | None = No
     """A fresh key, and the line of a file of keys that admits it; raises `ConfigInvalid` for a bad name."""
     key = f"rk_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
-    quota = "" if images_per_minute is None else f", images_per_minute: {images_per_minute}"
-    line = f"- {{name: {name}, sha256: {digest}, lane: {lane}{quota}}}"
+    quota = {} if images_per_minute is None else {"images_per_minute": images_per_minute}
+    made = {"name": name, "sha256": digest, "lane": lane, **quota}
+    line = yaml.safe_dump([made], default_flow_style=None, sort_keys=False, width=1000).strip()
     parse_keys(line, where=f"the name {name!r}")
     return key, line
 

@@ -29,8 +29,12 @@ def test_a_fresh_key_opens_by_its_line() -> None:
     assert caller is not None
     assert (caller.name, caller.lane, caller.images_per_minute) == ("alice", "train", 600)
     assert new_key("alice")[0] != key
-    with pytest.raises(ConfigInvalid, match="the name 'Alice, root'"):
-        new_key("Alice, root")
+    for name in ("1.5", "true"):
+        key, written = new_key(name)
+        assert found(Keys(parse_keys(written, where="here")), key) == name
+    for name in ("Alice, root", "a: b}"):
+        with pytest.raises(ConfigInvalid, match=f"the name '{name}': 0.name: String should match"):
+            new_key(name)
 
 
 def test_several_keys_and_no_other_opens() -> None:
