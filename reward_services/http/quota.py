@@ -35,3 +35,9 @@ class Quotas:
                 retry_after_s=(images - level) / per_second,
             )
         self._levels[name] = (level - images, now)
+
+    def give_back(self, name: str, images: int) -> None:
+        """Put back what was taken from the bucket of `name` for images whose turn did not come."""
+        if name in self._levels:
+            level, at = self._levels[name]
+            self._levels[name] = (level + images, at)

@@ -64,6 +64,7 @@ class Scoring:
     async def _in_turn(
         self, asked: Asked, caller: Caller, served: dict[str, RewardInfo], ends: float
     ) -> ScoreResponse:
+        came_to_turn = False
         try:
             async with asyncio.timeout(ends - time.monotonic()) as waiting:
                 async with (
@@ -71,9 +72,13 @@ class Scoring:
                     self._pixels.held(most_pixels(asked, self._limits)) as place,
                 ):
                     waiting.reschedule(None)
+                    came_to_turn = True
                     return await self._scored(asked, served, ends, place)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed while other callers were served") from error
+        finally:
+            if not came_to_turn:
+                self._quotas.give_back(caller.name, len(asked.images))
 
     async def _checked(self, asked: Asked, caller: Caller) -> dict[str, RewardInfo]:
         if len(asked.images) > self._limits.max_items:

@@ -18,6 +18,7 @@ from reward_services import (
     DeadlineExceeded,
     Limits,
     NotPermitted,
+    Overloaded,
     QuotaExceeded,
     RewardError,
     RewardUnknown,
@@ -160,6 +161,33 @@ def test_a_better_lane_is_served_first_and_waiting_counts_against_the_deadline(d
         slow.open.set()
         await asyncio.gather(*calls)
         assert slow.prompts == ["first", "train", "others"]
+
+    asyncio.run(run())
+
+
+def test_a_quota_is_not_spent_on_what_is_refused_for_want_of_room(draw: Draw) -> None:
+    async def run() -> None:
+        slow = Slow()
+        scoring = scoring_by(slow, Limits(), Lanes(at_once=1, waiting=1))
+        alice = Caller(name="alice", images_per_minute=6)
+
+        async def ask(count: int, caller: Caller, deadline_ms: int = 60_000) -> Any:
+            asked = asking(draw(count), deadline_ms=deadline_ms)
+            return await scoring.answer(asked, caller, came=time.monotonic())
+
+        first = asyncio.create_task(ask(1, ANYONE))
+        while not slow.prompts:
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(Overloaded):
+                await ask(4, alice)
+            with pytest.raises(DeadlineExceeded):
+                await ask(1, alice, deadline_ms=20)
+        slow.open.set()
+        await first
+        await ask(6, alice)
+        with pytest.raises(QuotaExceeded):
+            await ask(1, alice)
 
     asyncio.run(run())
 
