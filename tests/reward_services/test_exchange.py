@@ -109,8 +109,7 @@ def test_a_problem_becomes_the_error_it_names() -> None:
 
 def test_something_else_than_a_reward_server() -> None:
     for status in (302, 404, 405, 501):
-        with pytest.raises(BadAnswer, match=f"answers with HTTP {status}; is this a reward server"):
-            raise error_in(reply(status)) or AssertionError
+        assert "is this a reward server?" in str(error_in(reply(status)))
     call = next(score_calls(attached([PICTURE]), ["a"], ["jpeg"]))
     with pytest.raises(BadAnswer, match="does not answer as a reward server does"):
         merged(attached([PICTURE]), ["jpeg"], [call], [reply(200, b"<html>")])
