@@ -146,11 +146,14 @@ def _client(options: argparse.Namespace) -> RewardClient:
 
 def _list(options: argparse.Namespace) -> int:
     with _client(options) as client:
-        for info in client.describe():
+        served = client.listed()
+        for info in served.data:
             lowest, highest = info.range
             span = f"[{'-inf' if lowest is None else lowest}, {'inf' if highest is None else highest}]"
             print(f"{info.id:<16} {'ready' if info.ready else 'not ready':<10} {span:<16} {info.revision}")
-    return 0
+    for name, problem in served.missing.items():
+        print(f"{name:<16} {'missing':<10} {problem.detail or problem.title}")
+    return 2 if served.missing else 0
 
 
 def _score(options: argparse.Namespace) -> int:

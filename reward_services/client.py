@@ -33,7 +33,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 Step = TypeVar("Step", Send, Ask)
 Result = TypeVar("Result")
 
-_DESCRIBE = Call("GET", "/v1/rewards")
+_LIST = Call("GET", "/v1/rewards")
 _DESCRIBE_DEADLINE_S = 15.0
 
 
@@ -82,13 +82,17 @@ class AsyncRewardClient:
         return self._opened
 
     async def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
-        """What the server offers, all of it or these rewards."""
+        """What the server offers, all of it that has ever answered, or these rewards."""
         if rewards is None:
-            return list(parsed(RewardList, await self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+            return list((await self.listed()).data)
         replies = await asyncio.gather(
             *(self._reply(_describing(name), _DESCRIBE_DEADLINE_S) for name in rewards)
         )
         return [parsed(RewardInfo, reply) for reply in replies]
+
+    async def listed(self) -> RewardList:
+        """What the server offers, what has never answered, and the limits of a request."""
+        return parsed(RewardList, await self._reply(_LIST, _DESCRIBE_DEADLINE_S))
 
     async def score(
         self,
@@ -193,9 +197,13 @@ class RewardClient:
     def describe(self, rewards: Collection[str] | None = None) -> list[RewardInfo]:
         """As `AsyncRewardClient.describe`."""
         if rewards is None:
-            return list(parsed(RewardList, self._reply(_DESCRIBE, _DESCRIBE_DEADLINE_S)).data)
+            return list(self.listed().data)
         replies = [self._reply(_describing(name), _DESCRIBE_DEADLINE_S) for name in rewards]
         return [parsed(RewardInfo, reply) for reply in replies]
+
+    def listed(self) -> RewardList:
+        """As `AsyncRewardClient.listed`."""
+        return parsed(RewardList, self._reply(_LIST, _DESCRIBE_DEADLINE_S))
 
     def score(
         self,

@@ -211,7 +211,7 @@ class Ingress:
         http = config.http or Http()
         calls = max(1, http.images_at_once // IMAGES_A_CALL)
         rewards = MergedRewards(ServeRewards(handles), calls_at_once=calls)
-        self._app = create_app(rewards, limits=config.limits, http=http, echo_ids=False)
+        self._app = create_app(rewards, names=list(handles), limits=config.limits, http=http, echo_ids=False)
         self._made_of = made_of
 
     def __serve_build_asgi_app__(self) -> Any:

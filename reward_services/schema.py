@@ -123,9 +123,10 @@ class RewardInfo(_Answered):
 
 
 class RewardList(_Answered):
-    """The answer to `GET /v1/rewards`."""
+    """The answer to `GET /v1/rewards`; `missing` are rewards that have never answered, and why."""
 
     data: tuple[RewardInfo, ...]
+    missing: dict[str, Problem] = {}
     limits: Limits
 
 

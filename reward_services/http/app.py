@@ -6,7 +6,9 @@ early under overload, `BodyGuard` bounds the body.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -59,12 +61,23 @@ class Api(FastAPI):
 
 
 def create_app(
-    rewards: Rewards, *, limits: Limits | None = None, http: Http | None = None, echo_ids: bool = True
+    rewards: Rewards,
+    *,
+    names: Collection[str] = (),
+    limits: Limits | None = None,
+    http: Http | None = None,
+    echo_ids: bool = True,
 ) -> FastAPI:
     """The API as an ASGI application: /v1/scores, /v1/rewards, /v1/load, /livez, /readyz, /metrics.
 
     OpenAPI is at /docs, the page at /; the wire formats of other reward servers, in `compat`, are routes too.
-    `echo_ids` is whether request ids are echoed here; Serve's proxy does it by itself.
+
+    Args:
+        rewards: what scores.
+        names: of all that is served, so that one which has never answered is told of beside the others.
+        limits: of a request.
+        http: who may call, and how much is taken in.
+        echo_ids: whether request ids are echoed here; Serve's proxy does it by itself.
 
     Raises:
         ConfigInvalid: the keys that `http` names cannot be read.
@@ -86,8 +99,8 @@ def create_app(
     scoring = Scoring(rewards, bounds, lanes, Room(settings.pixels_at_once), quotas, metrics)
     _add_scoring(app, scoring, bounds)
     _add_dialects(app, Interpreter(scoring, rewards, bounds), with_pickles=settings.pickle_routes)
-    _add_rewards(app, rewards, bounds)
-    _add_load(app, rewards, scoring.load)
+    _add_rewards(app, rewards, names, bounds)
+    _add_load(app, rewards, names, scoring.load)
     _add_probes(app, rewards)
     _add_metrics(app, metrics)
     _add_page(app)
@@ -109,11 +122,25 @@ def _add_dialects(app: FastAPI, interpreter: Interpreter, *, with_pickles: bool)
         app.add_api_route(route.path, route.endpoint, methods=[route.method], tags=["compatibility"])
 
 
-def _add_rewards(app: FastAPI, rewards: Rewards, limits: Limits) -> None:
+def _add_rewards(app: FastAPI, rewards: Rewards, names: Collection[str], limits: Limits) -> None:
+    async def described(name: str) -> RewardInfo | Problem:
+        try:
+            (info,) = await rewards.describe([name])
+        except RewardError as error:
+            return error.problem()
+        return info
+
     @app.get("/v1/rewards")
     async def list_rewards() -> RewardList:
         """Every reward that is served, and the limits of a request."""
-        return RewardList(data=tuple(await rewards.describe()), limits=limits)
+        if not names:
+            return RewardList(data=tuple(await rewards.describe()), limits=limits)
+        found = dict(zip(names, await asyncio.gather(*map(described, names)), strict=True))
+        return RewardList(
+            data=tuple(one for one in found.values() if isinstance(one, RewardInfo)),
+            missing={name: one for name, one in found.items() if isinstance(one, Problem)},
+            limits=limits,
+        )
 
     @app.get("/v1/rewards/{reward_id}")
     async def show_reward(reward_id: str) -> RewardInfo:
@@ -122,12 +149,12 @@ def _add_rewards(app: FastAPI, rewards: Rewards, limits: Limits) -> None:
         return info
 
 
-def _add_load(app: FastAPI, rewards: Rewards, load: Load) -> None:
+def _add_load(app: FastAPI, rewards: Rewards, names: Collection[str], load: Load) -> None:
     @app.get("/v1/load")
     async def read_load() -> LoadReport:
         """How busy each reward is: images in flight, throughput and latency of the last minute."""
-        names = [info.id for info in await rewards.describe()]
-        return LoadReport(window_s=WINDOW_S, data=tuple(load.of(name) for name in names))
+        served = names or [info.id for info in await rewards.describe()]
+        return LoadReport(window_s=WINDOW_S, data=tuple(load.of(name) for name in served))
 
 
 def _add_probes(app: FastAPI, rewards: Rewards) -> None:

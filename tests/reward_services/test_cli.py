@@ -48,6 +48,16 @@ def test_list(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[:2] for line in lines] == [["jpeg", "ready"], ["verifier", "ready"]]
 
 
+def test_one_that_has_never_answered_is_listed_with_its_reason(
+    rewards_here: Callable[..., Any], served: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(create_app(rewards_here({"jpeg": JpegScorer()}), names=["gone", "jpeg"])) as url:
+        assert main(["list", "--url", url]) == 2
+        jpeg, gone = capsys.readouterr().out.splitlines()
+        assert jpeg.split()[:2] == ["jpeg", "ready"]
+        assert gone.split(maxsplit=2) == ["gone", "missing", "no reward 'gone'; there are: jpeg"]
+
+
 def test_score_by_every_reward(url: str, picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", picture, "a red circle left of a blue square", "--url", url]) == 0
     jpeg, verifier = capsys.readouterr().out.splitlines()

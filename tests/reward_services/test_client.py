@@ -139,7 +139,7 @@ def test_a_slow_server_meets_the_deadline(moody: Callable[..., tuple[str, list[s
         async with AsyncRewardClient(url) as client:
             await client._reply(CALL, 0.2)
 
-    from reward_services.client import _DESCRIBE as CALL
+    from reward_services.client import _LIST as CALL
 
     url, _ = moody(delay_s=10.0)
     began = time.monotonic()

@@ -143,7 +143,7 @@ def test_a_reward_that_never_answers_keeps_nobody_from_the_others(
     async def run() -> None:
         gone: Any = DeploymentHandle("gone", own_application())
         served = MergedRewards(ServeRewards({**rewards._handles, "gone": gone}), calls_at_once=1)
-        transport = httpx.ASGITransport(create_app(served))
+        transport = httpx.ASGITransport(create_app(served, names=["awake", "gone"]))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
             async def status(*names: str) -> int:
@@ -157,6 +157,11 @@ def test_a_reward_that_never_answers_keeps_nobody_from_the_others(
             assert time.monotonic() - began < 1
             places = ("/v1/rewards/awake", "/v1/rewards/gone", "/readyz", "/v2/models/awake/ready")
             assert [(await client.get(place)).status_code for place in places] == [200, 503, 503, 200]
+            listed = (await client.get("/v1/rewards")).json()
+            assert [info["id"] for info in listed["data"]] == ["awake"]
+            assert "reward gone does not answer yet" in listed["missing"]["gone"]["detail"]
+            load = (await client.get("/v1/load")).json()
+            assert [of_reward["id"] for of_reward in load["data"]] == ["awake", "gone"]
 
     asyncio.run(until_known(rewards))
     asyncio.run(run())

@@ -1,6 +1,6 @@
 // The page: what is chosen, what is asked, and what came of it.
 
-import { Problem, address, call, forgetKey, hasKey, keepKey } from "./api.js";
+import { Problem, address, call, forgetKey, hasKey, keepKey, textOf } from "./api.js";
 import { byId, element, plural } from "./elements.js";
 import { showLoad } from "./load.js";
 import { direction, span, table, thumbnail, waiting } from "./results.js";
@@ -23,8 +23,9 @@ let limits = null;
 // ---------------------------------------------------------------------------------------- what the server has
 
 async function learn() {
+  let missing; // by name, the problem why it has never answered
   try {
-    ({ data: infos, limits } = await call("v1/rewards"));
+    ({ data: infos, limits, missing = {} } = await call("v1/rewards"));
   } catch (problem) {
     byId("server").textContent = "";
     byId("rewards").replaceChildren(element("li", { class: "soft" }, "None to be seen yet."));
@@ -34,7 +35,7 @@ async function learn() {
   byId("key-form").hidden = true;
   byId("forget-key").hidden = !hasKey();
   byId("server").textContent = `${new URL(SERVER).host}, ${plural(infos.length, "reward")}`;
-  byId("rewards").replaceChildren(...infos.map(choice));
+  byId("rewards").replaceChildren(...infos.map(choice), ...Object.entries(missing).map(absent));
   say();
   showCode();
   showLoad();
@@ -44,6 +45,13 @@ function choice(info) {
   const box = element("input", { type: "checkbox", name: "reward", value: info.id, checked: info.ready });
   const facts = info.ready ? `${direction(info)}, ${span(info)}` : "not ready";
   return element("li", {}, element("label", {}, box, element("b", {}, info.id), element("small", { class: "soft" }, facts)));
+}
+
+// One that has never answered: nothing is known of it but its name.
+function absent([name, problem]) {
+  const box = element("input", { type: "checkbox", disabled: true });
+  const why = element("small", { class: "soft" }, textOf(problem));
+  return element("li", {}, element("label", {}, box, element("b", {}, name), why));
 }
 
 const ticked = () => [...document.querySelectorAll("input[name=reward]:checked")].map((box) => box.value);

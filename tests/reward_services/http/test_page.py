@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,6 +133,15 @@ def test_each_image_may_have_a_prompt_of_its_own(
     page.get_by_label("verifier").uncheck()
     expect(score(page)).to_have_count(1)
     assert len(shown(rows.first)) == 1
+
+
+def test_one_that_has_never_answered_is_told_of(page: Page, rewards: Any, served: Callable[..., Any]) -> None:
+    with served(create_app(rewards, names=["jpeg", "gone"])) as url:
+        page.goto(url)
+        expect(page.get_by_label("gone")).to_be_disabled()
+        expect(page.locator("#rewards li").nth(1)).to_contain_text(
+            "There is no such reward: no reward 'gone'"
+        )
 
 
 def copied(page: Page, language: str) -> str:
@@ -283,8 +293,6 @@ def test_every_file_says_what_it_may_do(name: str) -> None:
 
 
 def test_only_the_files_of_the_page_are_served(url: str) -> None:
-    import httpx
-
     assert httpx.get(url).headers["content-type"] == "text/html; charset=utf-8"
     for path in ("/static/nothing.js", "/static/..%2Fpage.py", "/static/../page.py", "/static/"):
         assert httpx.get(url + path).status_code in {401, 404}
