@@ -116,6 +116,7 @@ def _search(arguments: argparse.Namespace) -> int:
     )
     settings = Settings(arguments.method, arguments.budget, sampling, arguments.seed)
     policy = finished.open_policy(arguments.model, config.model)
+    settings.check(policy)
     weights = config.rewards.weights
     with cluster.scoring_on_ray(config, arguments.address) as scoring:
         found = search_prompts(policy, arguments.prompts, judge_of(scoring, weights), settings)

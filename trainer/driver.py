@@ -67,7 +67,7 @@ def check(config: TrainConfig) -> RunFolder:
     """
     check_moments(config.optimizer)
     check_trackers(config.trackers)
-    _check_data(config, _weightless(config.model))
+    _check_data(config, weightless(config.model))
     if config.prompts.held_out and config.evaluation.features:
         check_features(config.evaluation.features)
     folder = RunFolder(config.run_folder)
@@ -114,7 +114,7 @@ def _changes(earlier: Any, now: Any, name: str = "") -> set[str]:
 
 
 @functools.cache
-def _weightless(model: ModelConfig) -> Policy:
+def weightless(model: ModelConfig) -> Policy:
     """The model without its weights, for a glance at what it is.
 
     Raises:

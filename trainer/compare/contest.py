@@ -67,7 +67,7 @@ def check(comparison: CompareConfig) -> None:
         if job.name in comparison.methods:
             driver.check(config)
         else:
-            _settings(comparison.searches[job.name], config)
+            _settings(comparison.searches[job.name], config).check(driver.weightless(config.model))
 
 
 def ranks_of(comparison: CompareConfig) -> list[RanksConfig]:

@@ -12,7 +12,6 @@ RADIUS = 0.3
 
 def best_of_n(searcher: Searcher) -> None:
     """Draw as many pictures as the budget pays for: the paper's random search."""
-    searcher.demand(searcher.steps, "one picture")
     while count := min(BATCH, searcher.affordable // searcher.steps):
         latents = searcher.denoise(searcher.noise(count), eta=searcher.sampling.eta)
         searcher.judge(latents, finished=True)
@@ -24,7 +23,6 @@ def zero_order(searcher: Searcher) -> None:
     Deviation: the paper's neighbours lie on a sphere around the pivot; here they are mixed with new noise and
     so stay noises of the model's kind. A pivot is left only for a better one.
     """
-    searcher.demand((1 + NEIGHBOURS) * searcher.steps, f"a noise and {NEIGHBOURS} neighbours")
     pivot = searcher.noise(1)
     best = searcher.judge(searcher.denoise(pivot), finished=True).max()
     while count := min(NEIGHBOURS, searcher.affordable // searcher.steps):

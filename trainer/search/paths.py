@@ -19,7 +19,6 @@ def over_paths(searcher: Searcher) -> None:
     steps = searcher.steps
     stops = range(FORTH, steps, FORTH - BACK)
     cost = cost_of_path(steps)
-    searcher.demand(VARIANTS * cost, f"{VARIANTS} paths")
     survivors = searcher.affordable // cost // VARIANTS
     place = min(FORTH, steps)
     states = searcher.denoise(searcher.noise(survivors * VARIANTS), last=place)
@@ -28,6 +27,11 @@ def over_paths(searcher: Searcher) -> None:
         place = min(stop - BACK + FORTH, steps)
         states = searcher.denoise(_noised(searcher, best, stop), stop - BACK, last=place)
     searcher.judge(searcher.denoise(states, place), finished=True)
+
+
+def least(steps: int) -> int:
+    """Steps of the smallest search: one survivor's variants."""
+    return VARIANTS * cost_of_path(steps)
 
 
 def cost_of_path(steps: int) -> int:

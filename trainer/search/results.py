@@ -16,7 +16,7 @@ from trainer.config import SamplingConfig
 from trainer.path_integral import combine
 from trainer.policy import Policy
 from trainer.scoring import Scoring
-from trainer.search import SEARCHES, Found, Searcher, search
+from trainer.search import SEARCHES, Found, Searcher, check, search
 from trainer.search.searcher import Judge
 
 SEARCH_FILE = "search.json"
@@ -35,9 +35,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in SEARCHES:
-            raise ValueError(f"--method is {self.method!r}; use one of {', '.join(SEARCHES)}")
+            raise ValueError(f"the search method is {self.method!r}; use one of {', '.join(SEARCHES)}")
         if self.budget < 1:
-            raise ValueError("--budget must be 1 or more evaluations")
+            raise ValueError("the budget must be 1 or more evaluations")
+
+    def check(self, policy: Policy) -> None:
+        """Raise ValueError where a model cannot be searched so."""
+        check(self.method, policy, self.sampling, self.budget)
 
 
 def judge_of(scoring: Scoring, weights: Mapping[str, float]) -> Judge:

@@ -61,7 +61,7 @@ class Searcher:
             budget: evaluations of the denoiser that may be spent.
             seed: of all its noise.
         """
-        self._policy, self._judge, self._prompt = policy, judge, prompt
+        self.policy, self._judge, self._prompt = policy, judge, prompt
         self.sampling, self.budget = sampling, budget
         self.schedule = policy.schedule(sampling.steps)
         self._generator = torch.Generator().manual_seed(seed)
@@ -79,12 +79,12 @@ class Searcher:
     @property
     def affordable(self) -> int:
         """Steps of single states that the rest of the budget pays for."""
-        return (self.budget - self.evaluations) // self._policy.evaluations(self.sampling.guidance)
+        return (self.budget - self.evaluations) // self.policy.evaluations(self.sampling.guidance)
 
     def noise(self, count: int) -> Tensor:
         """(N, C, h, w) standard noise."""
-        drawn = torch.randn(count, *self._policy.latent_shape, generator=self._generator)
-        return drawn.to(self._policy.device)
+        drawn = torch.randn(count, *self.policy.latent_shape, generator=self._generator)
+        return drawn.to(self.policy.device)
 
     @torch.no_grad()
     def output(self, states: Tensor, j: int) -> Tensor:
@@ -95,7 +95,7 @@ class Searcher:
         """
         if len(states) > self.affordable:
             raise RuntimeError(f"{len(states)} steps are not left in a budget of {self.budget} evaluations")
-        self.evaluations += len(states) * self._policy.evaluations(self.sampling.guidance)
+        self.evaluations += len(states) * self.policy.evaluations(self.sampling.guidance)
         return torch.cat([self._predict(part, j) for part in states.split(BATCH)])
 
     def estimate(self, states: Tensor, j: int) -> Tensor:
@@ -120,7 +120,7 @@ class Searcher:
 
     def judge(self, latents: Tensor, *, finished: bool) -> Tensor:
         """(N,) scores of decoded latents; a failed one is the worst there is. Finished pictures are kept."""
-        pictures = self._policy.decode(latents)
+        pictures = self.policy.decode(latents)
         scores = self._judge(pictures, self._prompt).nan_to_num(-torch.inf)
         self.pictures_judged += len(pictures)
         if finished:
@@ -141,12 +141,4 @@ class Searcher:
     def _predict(self, states: Tensor, j: int) -> Tensor:
         text = self._text.take(torch.zeros(len(states), dtype=torch.long))
         timesteps = self.schedule.timesteps_T[j].expand(len(states))
-        return self._policy.predict(states, timesteps, text, self.sampling.guidance)
-
-    def demand(self, steps: int, what: str) -> None:
-        """Raises ValueError when the budget does not pay for so many steps."""
-        if self.affordable < steps:
-            least = steps * self._policy.evaluations(self.sampling.guidance)
-            raise ValueError(
-                f"a budget of {self.budget} evaluations is too small for {what}; give {least} or more"
-            )
+        return self.policy.predict(states, timesteps, text, self.sampling.guidance)

@@ -30,11 +30,13 @@ def free2guide(searcher: Searcher) -> None:
     _steer(searcher, lambda scores: torch.softmax(_standardised(scores), 0))
 
 
+def least(steps: int) -> int:
+    """Steps of the smallest search: each of the path, and two x0 estimates after it."""
+    return 3 * steps
+
+
 def _steer(searcher: Searcher, weigh: Callable[[Tensor], Tensor]) -> None:
     eta = searcher.sampling.eta
-    if eta == 0:
-        raise ValueError("steering needs steps with noise: choose eta > 0")
-    searcher.demand(3 * searcher.steps, "two noises at each step")
     state = searcher.noise(1)
     for j in range(searcher.steps):
         mean, std = searcher.distribution(state, j, eta)

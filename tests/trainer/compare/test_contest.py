@@ -122,12 +122,19 @@ def test_a_run_that_cannot_go_on_is_told_of_and_the_others_go_on(
     assert {job.name for job in jobs(comparison)} == {"diverging"}
 
 
-def test_an_unknown_search_is_found_before_anything_starts(
-    pipelines: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"method": "best_of_m", "budget": 8}, "the search method is 'best_of_m'"),
+        ({"method": "zero_order", "budget": 29}, "a budget of 29 evaluations is too small for .*; give 30"),
+    ],
+)
+def test_a_search_that_cannot_be_is_found_before_anything_starts(
+    pipelines: dict[str, Path], tmp_path: Path, search: dict[str, object], message: str
 ) -> None:
-    searches = {"odd": {"method": "best_of_m", "budget": 8}}
-    comparison = load(write_contest(tmp_path, pipelines["epsilon"], searches=searches))
-    with pytest.raises(ValueError, match="--method is 'best_of_m'"):
+    """Searches come last, after all that runs take."""
+    comparison = load(write_contest(tmp_path, pipelines["epsilon"], searches={"odd": search}))
+    with pytest.raises(ValueError, match=message):
         check(comparison)
     assert not comparison.folder.exists()
 

@@ -40,5 +40,7 @@ def test_pictures_and_costs_are_written(pipelines: dict[str, Path], tmp_path: Pa
 
 @pytest.mark.parametrize(("method", "budget"), [("best_of_m", 10), ("demon", 0)])
 def test_settings_that_cannot_be_are_an_error(method: str, budget: int) -> None:
-    with pytest.raises(ValueError, match=r"--method is 'best_of_m'; use one of best_of_n|--budget must be"):
+    with pytest.raises(
+        ValueError, match=r"the search method is 'best_of_m'; use one of best_of_n|the budget must be"
+    ):
         Settings(method, budget, SamplingConfig())

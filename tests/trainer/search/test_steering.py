@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.search.seeking import STEPS, searcher
-from trainer.search import SEARCHES
+from trainer.search import SEARCHES, search
 from trainer.search.steering import _standardised
 
 
@@ -16,7 +16,7 @@ def test_steered_pictures_are_brighter_than_unsteered_ones(pipelines: dict[str, 
         scores = []
         for seed in range(4):
             seeker, _, _ = searcher(pipelines["epsilon"], budget, seed=seed)
-            SEARCHES[run](seeker)
+            SEARCHES[run].run(seeker)
             scores.append(seeker.found().score)
         return sum(scores) / len(scores)
 
@@ -25,7 +25,7 @@ def test_steered_pictures_are_brighter_than_unsteered_ones(pipelines: dict[str, 
 
 def test_steering_needs_noise(pipelines: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="choose eta > 0"):
-        SEARCHES["demon"](searcher(pipelines["epsilon"], 100, eta=0.0)[0])
+        search("demon", searcher(pipelines["epsilon"], 100, eta=0.0)[0])
 
 
 def test_scores_are_standardised_by_hand() -> None:
