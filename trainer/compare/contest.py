@@ -6,8 +6,9 @@ the same command.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class Job:
     name: str
     seed: int
     folder: Path
+
+
+_Running = dict[Future[None], tuple[Job, Warnings]]
+"""What is under way."""
 
 
 def jobs(comparison: CompareConfig) -> Iterator[Job]:
@@ -97,22 +102,18 @@ def compete(
         driver.RunFailed: some runs could not go on; all the others have ended.
         Whatever else a job raises: others that were under way have saved and stopped.
     """
-    running: dict[Future[None], tuple[Job, Warnings]] = {}
+    running: _Running = {}
     failed: list[str] = []
-    with ThreadPoolExecutor(comparison.parallel) as pool:
-        try:
-            waiting = list(jobs(comparison))
-            while waiting or running:
-                free = comparison.parallel - len(running)
-                started = [(job, Warnings(RunFolder(job.folder))) for job in waiting[:free]]
-                running |= {pool.submit(_do, comparison, one[0], train, scoring): one for one in started}
-                del waiting[:free]
-                failed += _tell_news(running, done, warn)
-        except BaseException:
-            # Also when somebody interrupts: the runs under way save a checkpoint and end. Searches cannot.
-            for job in (job for job, _ in running.values() if job.name in comparison.methods):
-                RunFolder(job.folder).request_stop()
-            raise
+    with ThreadPoolExecutor(comparison.parallel) as pool, _stopping(running, comparison.methods):
+        waiting = list(jobs(comparison))
+        while waiting or running:
+            for job in waiting[: comparison.parallel - len(running)]:
+                # Here and not in its thread: what is asked of it to stop must come later.
+                _begin(comparison, job)
+                told = job, Warnings(RunFolder(job.folder))
+                running[pool.submit(_do, comparison, job, train, scoring)] = told
+                waiting.remove(job)
+            failed += _tell_news(running, done, warn)
     if failed:
         raise driver.RunFailed(
             f"{', '.join(failed)} could not go on, as was said above; all others are done. The same command "
@@ -120,8 +121,23 @@ def compete(
         )
 
 
+@contextmanager
+def _stopping(running: _Running, methods: Container[str]) -> Iterator[None]:
+    """Where the block fails, or somebody interrupts, runs under way save a checkpoint and end.
+
+    Searches cannot.
+    """
+    try:
+        yield
+    except BaseException:
+        for job, _ in running.values():
+            if job.name in methods:
+                RunFolder(job.folder).request_stop()
+        raise
+
+
 def _tell_news(
-    running: dict[Future[None], tuple[Job, Warnings]],
+    running: _Running,
     done: Callable[[Job], None],
     warn: Callable[[Job, str], None],
 ) -> list[str]:
@@ -148,10 +164,14 @@ def _tell_news(
     return failed
 
 
+def _begin(comparison: CompareConfig, job: Job) -> None:
+    if job.name in comparison.methods:
+        driver.begin(comparison.run_config(job.name, job.seed), RunFolder(job.folder))
+
+
 def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring) -> None:
     if job.name in comparison.methods:
         config, folder = comparison.run_config(job.name, job.seed), RunFolder(job.folder)
-        driver.begin(config, folder)
         train(config)
         if folder.failure:
             raise driver.RunFailed(folder.failure)

@@ -52,6 +52,8 @@ class CompareConfig(Section):
     def _check(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {', '.join(map(str, self.seeds))} repeat one: name each once")
+        if places := [name for name in (*self.methods, *self.searches) if "/" in name]:
+            raise ValueError(f"{', '.join(places)}: a name is that of a folder: leave out each /")
         if twice := sorted({*self.methods} & {*self.searches}):
             raise ValueError(f"{', '.join(twice)} names a method and a search: call one otherwise")
         return self

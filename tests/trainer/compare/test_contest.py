@@ -14,6 +14,7 @@ import pytest
 
 from tests.contestants import go, train_here, write_contest
 from tests.small_run import relative_difference, weights_of
+from trainer import driver
 from trainer.compare.contest import Job, check, jobs
 from trainer.compare.page import write_comparison
 from trainer.config import ConfigError, TrainConfig
@@ -206,6 +207,32 @@ def test_a_run_that_fails_beside_a_search_is_what_is_told_of(
     comparison = load(write_contest(tmp_path, pipelines["epsilon"], **changes))
     with pytest.raises(ValueError, match="nothing of this kind"):
         go(comparison, train)
+
+
+def test_a_run_that_is_asked_to_stop_as_it_begins_stops(
+    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other fails meanwhile: a folder that is taken up late forgets earlier requests, or is not there."""
+
+    def begin_late(config: TrainConfig, folder: RunFolder) -> None:
+        time.sleep(1.0 if folder.path.name == "going-0" else 0.0)
+        begin(config, folder)
+
+    def train(config: TrainConfig) -> None:
+        if config.run_folder.name == "failing-0":
+            raise RunFailed("the ranks died")
+        deadline = time.monotonic() + 60
+        while not RunFolder(config.run_folder).stop_requested:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    begin = driver.begin
+    monkeypatch.setattr(driver, "begin", begin_late)
+    changes = {"methods": {"failing": {}, "going": {}}, "searches": {}, "seeds": [0], "parallel": 2}
+    comparison = load(write_contest(tmp_path, pipelines["epsilon"], **changes))
+    with pytest.raises(RunFailed, match="the ranks died"):
+        go(comparison, train)
+    assert RunFolder(comparison.place("going", 0)).stop_requested
 
 
 def test_without_held_out_pictures_there_is_nothing_to_compare(

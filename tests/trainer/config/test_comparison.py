@@ -91,6 +91,7 @@ def test_the_shipped_comparison_by_scored_pictures(monkeypatch: pytest.MonkeyPat
     ("override", "message"),
     [
         ("seeds=[0, 1, 0]", "seeds 0, 1, 0 repeat one: name each once"),
+        ("methods={grpo: {}, a/../grpo: {}}", "a/../grpo: a name is that of a folder: leave out each /"),
         ("searches.grpo={method: best_of_n, budget: 18}", "grpo names a method and a search: call one other"),
     ],
 )
