@@ -40,6 +40,7 @@ def _train(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.config, [*arguments.set, *strict])
     from trainer import cluster, driver, rank_group
 
+    driver.check_place(arguments.config, config)
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
     with (

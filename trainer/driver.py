@@ -40,7 +40,7 @@ _LENGTH = ("updates", "budget")
 _ANEW = (*_LENGTH, "optimizer.lr", "optimizer.decay")
 """Settings that may be set anew on a run's way: how long it is and how fast it learns."""
 _AROUND = (
-    *("ranks", "watch", "checkpoint", "trackers", "control", "prompts.strict", "data.strict"),
+    *("run_folder", "ranks", "watch", "checkpoint", "trackers", "control", "prompts.strict", "data.strict"),
     *("evaluation.every_updates", "evaluation.along", "evaluation.batch_size"),
     *("rewards.services", "rewards.url", "rewards.batch_images", "rewards.calls_at_once"),
     *("rewards.attempt_s", "rewards.deadline_s", "rewards.ready_timeout_s"),
@@ -75,6 +75,24 @@ def check(config: TrainConfig) -> RunFolder:
     if folder.has_updates:
         _check_continues(config, folder)
     return folder
+
+
+def check_place(settings: Path, config: TrainConfig) -> None:
+    """Raise RunFailed where settings are a run's own, and name a folder that is not the one they lie in.
+
+    The run was moved or copied, or is called from elsewhere: another would begin in the folder they name.
+    """
+    lying = RunFolder(settings.parent)
+    if (
+        settings.name == lying.config_path.name
+        and lying.has_updates
+        and load_config(settings).run_folder == config.run_folder
+        and lying.path.resolve() != config.run_folder.resolve()
+    ):
+        raise RunFailed(
+            f"{settings} names {config.run_folder} as its run folder; to go on with the run where it lies, "
+            f"add --set run_folder={lying.path}"
+        )
 
 
 def _check_writable(folder: Path) -> None:
@@ -193,7 +211,7 @@ def begin(config: TrainConfig, folder: RunFolder) -> None:
     save_config(config, folder.config_path)
 
 
-def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> None:
+def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], object]) -> None:
     """Do the work in a thread and show its progress and what ranks warn of.
 
     The first Ctrl-C saves and stops, the second interrupts.

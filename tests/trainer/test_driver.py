@@ -16,7 +16,7 @@ from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import ConfigError, DataConfig, TrainConfig, load_config, save_config
 from trainer.data.prompts import PromptFileError
 from trainer.data.sources import DataError
-from trainer.driver import RunFailed, absolute_paths, begin, check, conclude, locked, watch
+from trainer.driver import RunFailed, absolute_paths, begin, check, check_place, conclude, locked, watch
 from trainer.families.family import ModelError
 from trainer.loop import run
 from trainer.ranks import Ranks
@@ -172,6 +172,20 @@ def test_a_finished_run_can_be_lengthened(config: TrainConfig) -> None:
     assert not folder.is_finished
 
 
+def test_a_run_goes_on_where_it_was_moved_to(config: TrainConfig, tmp_path: Path) -> None:
+    """Its settings name the folder it was in: there another run would begin."""
+    begin(config, check(config))
+    made_an_update(RunFolder(config.run_folder))
+    check_place(config.run_folder / "config.yaml", config)
+    settings = config.run_folder.rename(tmp_path / "moved") / "config.yaml"
+    with pytest.raises(RunFailed, match=rf"to go on .* where it lies, add .*={settings.parent}$"):
+        check_place(settings, load_config(settings))
+    for name in ("moved", "another"):
+        there = load_config(settings, [f"run_folder={tmp_path / name}"])
+        check_place(settings, there)
+        check(there)
+
+
 def with_settings(config: TrainConfig, *overrides: str) -> TrainConfig:
     path = config.run_folder.parent / "with.yaml"
     save_config(config, path)
@@ -253,16 +267,12 @@ def test_why_a_run_ended_is_told(config: TrainConfig) -> None:
 def test_a_finished_run_is_reported(config: TrainConfig) -> None:
     folder = check(config)
     begin(config, folder)
-    watch(config, folder, lambda: assert_finished(config))
+    watch(config, folder, lambda: run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU))
     said = conclude(folder)
     assert said == f"Report: {folder.path / 'report.html'}"
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert "a red circle" in page
     assert page.count("data:image/png") >= 8
-
-
-def assert_finished(config: TrainConfig) -> None:
-    assert run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU)
 
 
 def test_paths_are_found_from_another_working_directory_and_ids_stay(
@@ -273,7 +283,7 @@ def test_paths_are_found_from_another_working_directory_and_ids_stay(
     monkeypatch.chdir(tmp_path)
     overrides = ["run_folder=runs/a", "model.path=model", "prompts.train=train.jsonl", "rewards.url=null"]
     overrides += ["rewards.services=rewards.yaml", "evaluation.features=model", "data.source=shards/*.tar"]
-    overrides += ["model.preview_decoder=taesd"]
+    overrides.append("model.preview_decoder=taesd")
     config = absolute_paths(configured(tmp_path, pipelines["epsilon"], "method=standard", *overrides))
     assert config.run_folder == tmp_path / "runs" / "a"
     assert config.prompts.train == str(tmp_path / "train.jsonl")
