@@ -201,5 +201,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration, defaults included, as YAML that `load_config` reads back."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write the resolved configuration, defaults included, as YAML that `load_config` reads back.
+
+    Whole or not at all: without it a run cannot go on.
+    """
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    partial.replace(path)

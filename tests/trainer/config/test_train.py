@@ -1,5 +1,6 @@
 """The training configuration: defaults, cross-checks, and that it survives being saved."""
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -44,6 +45,19 @@ def test_the_saved_configuration_is_read_back_unchanged(path: Path, tmp_path: Pa
     save_config(config, tmp_path / "resolved.yaml")
     assert load_config(tmp_path / "resolved.yaml") == config
     assert config.optimizer.lr == 1e-5  # YAML reads 1e-5 as text; it has to become a number all the same
+
+
+def test_a_disk_without_room_leaves_the_saved_configuration(path: Path) -> None:
+    config = load_config(path)
+    save_config(config, path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_config(config, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
