@@ -91,8 +91,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from trainer import finished
+    from trainer import driver, finished
 
+    driver.check_writable(arguments.out, "--out FOLDER")
     draws = finished.Draws(
         pictures=arguments.pictures,
         seed=arguments.seed,
@@ -105,11 +106,12 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from trainer import cluster, finished
+    from trainer import cluster, driver, finished
     from trainer.search.results import SEARCH_FILE, Settings, judge_of, search_prompts, write_results
 
     if (arguments.out / SEARCH_FILE).exists():
         raise ConfigError(f"{arguments.out} holds an earlier search; choose another folder with --out")
+    driver.check_writable(arguments.out, "--out FOLDER")
     run = finished.run_of(arguments.model)
     config = finished.searched_with(arguments.model, run, arguments.rewards, arguments.reward)
     sampling = finished.sampling_of(

@@ -71,7 +71,7 @@ def check(config: TrainConfig) -> RunFolder:
     if config.prompts.held_out and config.evaluation.features:
         check_features(config.evaluation.features)
     folder = RunFolder(config.run_folder)
-    _check_writable(folder.path)
+    check_writable(folder.path, "--set run_folder=PATH")
     if folder.has_updates:
         _check_continues(config, folder)
     return folder
@@ -95,12 +95,12 @@ def check_place(settings: Path, config: TrainConfig) -> None:
         )
 
 
-def _check_writable(folder: Path) -> None:
-    """Raise RunFailed where it cannot be a folder to write in, or be made."""
+def check_writable(folder: Path, another: str) -> None:
+    """Raise RunFailed where it cannot be a folder to write in, or be made; `another` chooses another."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         why = "cannot be written" if there.is_dir() else "is no folder"
-        raise RunFailed(f"{there} {why}; choose another with --set run_folder=PATH")
+        raise RunFailed(f"{there} {why}; choose another with {another}")
 
 
 def _check_continues(config: TrainConfig, folder: RunFolder) -> None:

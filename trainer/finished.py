@@ -71,6 +71,8 @@ class Draws:
     def __post_init__(self) -> None:
         if self.pictures < 1 or (self.steps is not None and self.steps < 1):
             raise ValueError("--pictures and --steps must be 1 or more")
+        if self.seed < 0:
+            raise ValueError("--seed must be 0 or more: pictures are named by it")
 
 
 def config_of(model: Path, config: Path | None, overrides: Sequence[str]) -> TrainConfig:

@@ -51,6 +51,18 @@ def test_sample_writes_pictures(
         str(tmp_path / "out" / "00-8.png"),
     ]
     assert main([*command, "--pictures", "0"]) == 2
+    assert main([*command, "--seed", "-1"]) == 2
+    assert "--seed must be 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["sample"], ["search", "--budget", "60"]])
+def test_pictures_need_a_folder_before_any_is_drawn(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = [*command, str(pipelines["epsilon"]), "a red circle", "--out", str(tmp_path / "file")]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith("file is no folder; choose another with --out FOLDER\n")
 
 
 def test_a_plan_is_printed_before_anything_starts(
