@@ -54,7 +54,10 @@ def counted(devices: Devices, of_rewards: Devices | None) -> dict[str, Any]:
 
 
 def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfig) -> dict[str, Any]:
-    """The held-out figures before and after: same prompts, same seeds, plain sampling without search."""
+    """The held-out figures before and after: same prompts, same seeds, plain sampling without search.
+
+    Without the gain where pictures of fewer than two prompts were judged both times: its error is unknown.
+    """
     figures: dict[str, Any] = {}
     for name, result in (("before", before), ("after", after)):
         figures[f"reward_{name}"] = result.reward(config.rewards.weights)
@@ -63,20 +66,25 @@ def gained(before: EvaluationResult, after: EvaluationResult, config: TrainConfi
         figures[f"unscored_{name}"] = result.unscored
     if config.rewards.judge is None:
         return figures
-    change = paired_difference(before.correct, after.correct, before.prompts)
     categories = {name: {"before": value} for name, value in before.accuracy_by_category.items()}
     for name, value in after.accuracy_by_category.items():
         categories.setdefault(name, {})["after"] = value
-    return {
-        **figures,
+    figures |= {
         "judge": config.rewards.judge,
         "correct_from": CORRECT_FROM,
         "accuracy_before": before.accuracy,
         "accuracy_after": after.accuracy,
         "accuracy_by_category": categories,
+        "guidance": after.guidance,
+    }
+    verdicts = zip(before.prompts, before.correct, after.correct, strict=True)
+    if len({prompt for prompt, *both in verdicts if None not in both}) < 2:
+        return figures
+    change = paired_difference(before.correct, after.correct, before.prompts)
+    return {
+        **figures,
         "accuracy_gain": change.difference,
         "accuracy_gain_standard_error": change.standard_error,
         "pictures": change.pictures,
         "distinct_prompts": change.clusters,
-        "guidance": after.guidance,
     }

@@ -96,6 +96,15 @@ def test_gains_are_paired(tmp_path: Path) -> None:
     assert set(unjudged) == {f"{kind}_{when}" for kind in kinds for when in ("before", "after")}
 
 
+def test_a_gain_of_one_prompt_is_left_out(tmp_path: Path) -> None:
+    """The judge failed at the others: a run ends all the same."""
+    before = result((False, False, True, None), (1.0, 2.0, 3.0, 6.0))
+    after = result((True, False, None, True), (2.0, 3.0, None, 7.0))
+    figures = gained(before, after, configured(tmp_path, tmp_path))
+    assert (figures["accuracy_before"], figures["accuracy_after"]) == pytest.approx((1 / 3, 2 / 3))
+    assert "accuracy_gain" not in figures
+
+
 def test_times_add_up() -> None:
     figures = spent(
         Costs(sampling_s=2, reward_stall_s=1, learning_s=1, evaluation_s=6, images_scored=12, reward_calls=5),
