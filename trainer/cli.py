@@ -39,13 +39,15 @@ def _train(arguments: argparse.Namespace) -> int:
         )
         config = load_config(arguments.config, [*arguments.set, *strict])
     from trainer import cluster, driver, rank_group
+    from trainer.preflight import check_served
 
     driver.check_place(arguments.config, config)
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
+    check_served(config.rewards)
     with (
-        cluster.scoring_on_ray(config, arguments.address, ranks=[config.ranks]) as scoring,
         driver.locked(folder.path),
+        cluster.scoring_on_ray(config, arguments.address, ranks=[config.ranks]) as scoring,
     ):
         driver.begin(config, folder)
         driver.watch(config, folder, lambda: rank_group.run_ranks(config, scoring))
@@ -107,7 +109,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 def _search(arguments: argparse.Namespace) -> int:
     from trainer import cluster, driver, finished
-    from trainer.search.results import SEARCH_FILE, Settings, judge_of, search_prompts, write_results
+    from trainer.search.results import SEARCH_FILE, SearchFolder, Settings
 
     if (arguments.out / SEARCH_FILE).exists():
         raise ConfigError(f"{arguments.out} holds an earlier search; choose another folder with --out")
@@ -117,13 +119,22 @@ def _search(arguments: argparse.Namespace) -> int:
     sampling = finished.sampling_of(
         run, steps=arguments.steps, guidance=arguments.guidance, eta=arguments.eta
     )
-    settings = Settings(arguments.method, arguments.budget, sampling, arguments.seed)
+    settings = Settings(
+        model=str(arguments.model),
+        method=arguments.method,
+        budget=arguments.budget,
+        sampling=sampling,
+        weights=config.rewards.weights,
+        prompts=arguments.prompts,
+        seed=arguments.seed,
+    )
+    folder = SearchFolder(arguments.out, settings)
+    folder.check()
     policy = finished.open_policy(arguments.model, config.model)
     settings.check(policy)
-    weights = config.rewards.weights
     with cluster.scoring_on_ray(config, arguments.address) as scoring:
-        found = search_prompts(policy, arguments.prompts, judge_of(scoring, weights), settings)
-    for path in write_results(arguments.out, arguments.prompts, found, settings, rewards=len(weights)):
+        list(folder.search(policy, scoring))
+    for path in folder.finish():
         print(path)
     return 0
 

@@ -25,7 +25,7 @@ from trainer.progress import Warnings
 from trainer.run_folder import RunFolder
 from trainer.scoring import Scoring
 from trainer.search import Found
-from trainer.search.results import SEARCH_FILE, Settings, judge_of, search_prompts, write_results
+from trainer.search.results import SEARCH_FILE, SearchFolder, Settings
 
 Train = Callable[[TrainConfig], None]
 """Runs the ranks of a run to its end, or to a stop that was asked for."""
@@ -71,8 +71,11 @@ def check(comparison: CompareConfig) -> None:
             raise ConfigError(f"{job.name} has no held-out pictures to compare: set prompts.held_out")
         if job.name in comparison.methods:
             driver.check(config)
-        else:
-            _settings(comparison.searches[job.name], config).check(driver.weightless(config.model))
+    for name, seed in itertools.product(comparison.searches, comparison.seeds):
+        config = comparison.run_config(next(iter(comparison.methods)), seed)
+        settings = _settings(comparison.searches[name], config)
+        settings.check(driver.weightless(config.model))
+        SearchFolder(comparison.place(name, seed), settings).check()
 
 
 def ranks_of(comparison: CompareConfig) -> list[RanksConfig]:
@@ -104,14 +107,15 @@ def compete(
     """
     running: _Running = {}
     failed: list[str] = []
-    with ThreadPoolExecutor(comparison.parallel) as pool, _stopping(running, comparison.methods):
+    stop = threading.Event()
+    with ThreadPoolExecutor(comparison.parallel) as pool, _stopping(running, comparison.methods, stop):
         waiting = list(jobs(comparison))
         while waiting or running:
             for job in waiting[: comparison.parallel - len(running)]:
                 # Here and not in its thread: what is asked of it to stop must come later.
                 _begin(comparison, job)
                 told = job, Warnings(RunFolder(job.folder))
-                running[pool.submit(_do, comparison, job, train, scoring)] = told
+                running[pool.submit(_do, comparison, job, train, scoring, stop)] = told
                 waiting.remove(job)
             failed += _tell_news(running, done, warn)
     if failed:
@@ -122,17 +126,14 @@ def compete(
 
 
 @contextmanager
-def _stopping(running: _Running, methods: Container[str]) -> Iterator[None]:
-    """Where the block fails, or somebody interrupts, runs under way save a checkpoint and end.
-
-    Searches cannot.
-    """
+def _stopping(running: _Running, methods: Container[str], stop: threading.Event) -> Iterator[None]:
+    """Where the block fails, or somebody interrupts, what is under way saves how far it is and ends."""
     try:
         yield
     except BaseException:
-        for job, _ in running.values():
-            if job.name in methods:
-                RunFolder(job.folder).request_stop()
+        stop.set()
+        for job in (job for job, _ in running.values() if job.name in methods):
+            RunFolder(job.folder).request_stop()
         raise
 
 
@@ -169,7 +170,7 @@ def _begin(comparison: CompareConfig, job: Job) -> None:
         driver.begin(comparison.run_config(job.name, job.seed), RunFolder(job.folder))
 
 
-def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring) -> None:
+def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring, stop: threading.Event) -> None:
     if job.name in comparison.methods:
         config, folder = comparison.run_config(job.name, job.seed), RunFolder(job.folder)
         train(config)
@@ -178,27 +179,32 @@ def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring) -> 
         driver.conclude(folder)
     else:
         config = comparison.run_config(_trained(comparison, job), job.seed)
-        _search(comparison.searches[job.name], job, config, scoring)
+        _search(_settings(comparison.searches[job.name], config), job, config, scoring, stop)
 
 
 _SEARCHING = threading.Lock()
 """Searches run in this process, one at a time."""
 
 
-def _search(search: SearchConfig, job: Job, config: TrainConfig, scoring: Scoring) -> None:
-    weights, settings = config.rewards.weights, _settings(search, config)
-    held_out = read_prompts(str(config.prompts.held_out))
-    prompts = [prompt.text for prompt in evenly(held_out, min(search.prompts, len(held_out)))]
+def _search(
+    settings: Settings, job: Job, config: TrainConfig, scoring: Scoring, stop: threading.Event
+) -> None:
+    folder, found = SearchFolder(job.folder, settings), list[Found]()
     with _SEARCHING:
+        if stop.is_set():
+            return
         torch.set_num_threads(config.ranks.torch_threads)
         policy = open_policy(Path(config.model.path), config.model)
-        found = search_prompts(policy, prompts, judge_of(scoring, weights), settings)
+        for one in folder.search(policy, scoring):
+            if stop.is_set():
+                return
+            found.append(one)
     figures = {
-        "accuracy": _accuracy(found, prompts, config.rewards.judge, scoring),
+        "accuracy": _accuracy(found, settings.prompts, config.rewards.judge, scoring),
         "reward": sum(one.score for one in found) / len(found),
         "evaluations_per_picture": sum(one.evaluations for one in found) / len(found),
     }
-    write_results(job.folder, prompts, found, settings, rewards=len(weights), figures=figures)
+    folder.finish(figures)
 
 
 def _accuracy(
@@ -213,8 +219,18 @@ def _accuracy(
 
 
 def _settings(search: SearchConfig, config: TrainConfig) -> Settings:
-    # Seeds of prompts follow each other: those of the comparison's lie far apart.
-    return Settings(search.method, search.budget, config.sampling, seed=100_003 * (config.seed + 1))
+    held_out = read_prompts(str(config.prompts.held_out))
+    prompts = evenly(held_out, min(search.prompts, len(held_out)))
+    return Settings(
+        model=config.model.path,
+        method=search.method,
+        budget=search.budget,
+        sampling=config.sampling,
+        weights=config.rewards.weights,
+        prompts=[prompt.text for prompt in prompts],
+        # Seeds of prompts follow each other: those of the comparison's lie far apart.
+        seed=100_003 * (config.seed + 1),
+    )
 
 
 def _trained(comparison: CompareConfig, job: Job) -> str:

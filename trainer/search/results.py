@@ -1,7 +1,10 @@
-"""Searches prompts with rewards that are served, and writes what was found: pictures and search.json."""
+"""Searches prompts with rewards that are served, and keeps what is found: pictures and search.json.
+
+What is found is kept prompt by prompt, in search.partial.json: a search that was broken off goes on there.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from trainer.config import SamplingConfig
+from trainer.config import ConfigError, SamplingConfig
 from trainer.path_integral import combine
 from trainer.policy import Policy
 from trainer.scoring import Scoring
@@ -20,16 +23,22 @@ from trainer.search import SEARCHES, Found, Searcher, check, search
 from trainer.search.searcher import Judge
 
 SEARCH_FILE = "search.json"
+_PARTIAL_FILE = "search.partial.json"
+"""The same of the prompts that were searched so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How each prompt is searched."""
+    """What is searched, and how."""
 
+    model: str
     method: str
     budget: int
     """Evaluations of the denoiser for one prompt; a guided step takes two."""
     sampling: SamplingConfig
+    weights: Mapping[str, float]
+    """Of the rewards that judge, by name."""
+    prompts: Sequence[str]
     seed: int = 0
     """Of the first prompt; the next have the next ones."""
 
@@ -42,6 +51,15 @@ class Settings:
     def check(self, policy: Policy) -> None:
         """Raise ValueError where a model cannot be searched so."""
         check(self.method, policy, self.sampling, self.budget)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            **{key: getattr(self, key) for key in ("model", "method", "budget", "seed")},
+            "weights": dict(self.weights),
+            "sampling": self.sampling.model_dump(mode="json"),
+            "prompts": list(self.prompts),
+        }
 
 
 def judge_of(scoring: Scoring, weights: Mapping[str, float]) -> Judge:
@@ -58,63 +76,74 @@ def judge_of(scoring: Scoring, weights: Mapping[str, float]) -> Judge:
     return judge
 
 
-def search_prompts(policy: Policy, prompts: Sequence[str], judge: Judge, settings: Settings) -> list[Found]:
-    """The best picture that was found for each prompt."""
-    return [
-        search(
-            settings.method,
-            Searcher(
-                policy,
-                judge,
-                prompt,
-                sampling=settings.sampling,
-                budget=settings.budget,
-                seed=settings.seed + number,
-            ),
+class SearchFolder:
+    """Where pictures and search.json of a search go."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._path, self._settings = path, settings
+        self._result, self._partial = path / SEARCH_FILE, path / _PARTIAL_FILE
+
+    def check(self) -> None:
+        """Raise ConfigError where another search was finished, or broken off, here."""
+        asked = self._settings.as_json()
+        for file in filter(Path.exists, (self._result, self._partial)):
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            if differing := [key for key, value in asked.items() if earlier.get(key, value) != value]:
+                raise ConfigError(
+                    f"{self._path} holds a search with other settings ({', '.join(differing)}); remove it, "
+                    "or choose another folder"
+                )
+
+    def search(self, policy: Policy, scoring: Scoring) -> Iterator[Found]:
+        """The best picture found for each prompt; those of a search that was broken off come first."""
+        asked, entries = self._settings, self._entries()
+        yield from map(self._read, entries)
+        self._path.mkdir(parents=True, exist_ok=True)
+        judge = judge_of(scoring, asked.weights)
+        for number, prompt in list(enumerate(asked.prompts))[len(entries) :]:
+            searcher = Searcher(
+                policy, judge, prompt, sampling=asked.sampling, budget=asked.budget, seed=asked.seed + number
+            )
+            found = search(asked.method, searcher)
+            picture = f"{number:02d}.png"
+            Image.fromarray(found.picture).save(self._path / picture)
+            entries.append(
+                {
+                    "prompt": prompt,
+                    "picture": picture,
+                    "score": found.score,
+                    "evaluations": found.evaluations,
+                    "reward_calls": found.pictures_judged * len(asked.weights),
+                    "best_scores": found.best_scores,
+                }
+            )
+            self._write(self._partial, entries)
+            yield found
+
+    def finish(self, figures: Mapping[str, Any] | None = None) -> list[Path]:
+        """Write search.json once all is found, with further figures; returns the pictures' paths and its."""
+        entries = self._entries()
+        self._write(self._result, entries, figures)
+        self._partial.unlink()
+        return [*(self._path / entry["picture"] for entry in entries), self._result]
+
+    def _entries(self) -> list[dict[str, Any]]:
+        kept = json.loads(self._partial.read_text(encoding="utf-8")) if self._partial.exists() else {}
+        entries: list[dict[str, Any]] = kept.get("found", [])
+        return entries
+
+    def _write(
+        self, file: Path, entries: Sequence[Mapping[str, Any]], figures: Mapping[str, Any] | None = None
+    ) -> None:
+        """Whole or not at all."""
+        writing = file.with_suffix(".writing")
+        writing.write_text(
+            json.dumps({**self._settings.as_json(), **(figures or {}), "found": entries}, indent=2),
+            encoding="utf-8",
         )
-        for number, prompt in enumerate(prompts)
-    ]
+        writing.replace(file)
 
-
-def write_results(
-    folder: Path,
-    prompts: Sequence[str],
-    found: Sequence[Found],
-    settings: Settings,
-    *,
-    rewards: int,
-    figures: Mapping[str, Any] | None = None,
-) -> list[Path]:
-    """Write NN.png of each prompt, then search.json, whole or not at all; returns the paths.
-
-    Args:
-        folder: where to.
-        prompts: what was searched.
-        found: what came of it.
-        settings: how.
-        rewards: how many rewards judged each picture.
-        figures: what else search.json says.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:02d}.png" for number in range(len(prompts))]
-    entries: list[dict[str, Any]] = []
-    for prompt, one, path in zip(prompts, found, paths, strict=True):
-        Image.fromarray(one.picture).save(path)
-        entries.append(
-            {
-                "prompt": prompt,
-                "picture": path.name,
-                "score": one.score,
-                "evaluations": one.evaluations,
-                "reward_calls": one.pictures_judged * rewards,
-                "best_scores": one.best_scores,
-            }
-        )
-    result = folder / SEARCH_FILE
-    about = {"method": settings.method, "budget": settings.budget, "seed": settings.seed}
-    sampling = settings.sampling.model_dump(mode="json")
-    partial = result.with_suffix(".partial")
-    told = {**about, **(figures or {}), "sampling": sampling, "found": entries}
-    partial.write_text(json.dumps(told, indent=2), encoding="utf-8")
-    partial.replace(result)
-    return [*paths, result]
+    def _read(self, entry: Mapping[str, Any]) -> Found:
+        picture = np.asarray(Image.open(self._path / entry["picture"]))
+        judged = entry["reward_calls"] // len(self._settings.weights)
+        return Found(picture, entry["score"], entry["evaluations"], judged, tuple(entry["best_scores"]))

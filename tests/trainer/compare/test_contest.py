@@ -235,6 +235,29 @@ def test_a_run_that_is_asked_to_stop_as_it_begins_stops(
     assert RunFolder(comparison.place("going", 0)).stop_requested
 
 
+def test_a_search_stops_between_prompts_and_goes_on(pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """A run that fails beside it does not wait for all of its prompts."""
+    found = tmp_path / "compare" / "slow-0" / "00.png"
+
+    def train(config: TrainConfig) -> None:
+        while not found.exists():
+            time.sleep(0.01)
+        raise RunFailed("the ranks died")
+
+    searches = {"slow": {"method": "best_of_n", "budget": 600, "prompts": 6}}
+    changes = {"methods": {"failing": {}}, "searches": searches, "seeds": [0], "parallel": 2}
+    path = write_contest(tmp_path, pipelines["epsilon"], **changes)
+    with pytest.raises(RunFailed, match="the ranks died"):
+        go(load(path), train)
+    assert not (found.parent / "05.png").exists()
+    written = found.stat().st_mtime_ns
+    go(load(path, "parallel=1"))
+    assert found.stat().st_mtime_ns == written
+    assert (found.parent / "05.png").exists()
+    with pytest.raises(ConfigError, match=r"slow-0 holds a search with other settings \(budget\)"):
+        check(load(path, "searches.slow.budget=606"))
+
+
 def test_without_held_out_pictures_there_is_nothing_to_compare(
     pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
