@@ -10,6 +10,7 @@ import pytest
 from tests.captioned import picture, write_folder
 from tests.contestants import write_contest
 from tests.small_run import configured
+from trainer import driver
 from trainer.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,18 @@ def test_sample_writes_pictures(
     assert main([*command, "--pictures", "0"]) == 2
     assert main([*command, "--seed", "-1"]) == 2
     assert "--seed must be 0 or more" in capsys.readouterr().err
+
+
+def test_a_second_command_is_refused_before_it_starts_a_cluster(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rewards.yaml").write_text("rewards: {jpeg: {scorer: jpeg}}", encoding="utf-8")
+    own = (f"rewards.services={tmp_path}/rewards.yaml", "rewards.url=null", "rewards.judge=null")
+    config = configured(tmp_path, pipelines["epsilon"], *own)
+    settings = [part for one in own for part in ("--set", one)]
+    with driver.locked(config.run_folder):
+        assert main(["train", str(tmp_path / "settings.yaml"), *settings, "--address", "127.0.0.1:9"]) == 2
+    assert "another command is at work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["sample"], ["search", "--budget", "60"]])
