@@ -45,6 +45,9 @@ def open_policy(model: Path, wanted: ModelConfig | None = None) -> Policy:
     settings, pipeline, adapter = model / "config.yaml", model / "pipeline", model / "lora"
     if settings.exists() and not (pipeline.is_dir() or adapter.is_dir()):
         raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {settings}`")
+    if not model.exists() and len(model.parts) > 1 and model.parent.is_dir():
+        # As an id it would be asked of the hub again and again where that cannot be reached.
+        raise ModelError(f"{model} does not exist, though {model.parent} does; give a run or diffusers folder")
     run = run_of(model)
     own = run.model if run else ModelConfig(path=str(model))
     how = wanted or own

@@ -29,6 +29,15 @@ def trained(tmp_path: Path, pipeline: Path, lora: str = "null") -> TrainConfig:
     return config
 
 
+def test_a_folder_that_is_not_there_is_no_id_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="runs/mine does not exist, though runs does; give a run or diff"):
+        open_policy(Path("runs/mine"))
+
+
 @TRAINED
 def test_the_saved_model_gives_the_evaluation_of_its_run(
     pipelines: dict[str, Path], tmp_path: Path, lora: str
