@@ -18,4 +18,5 @@ class Prompt:
     @property
     def category(self) -> str:
         """What it is evaluated with: its `category`, or what GenEval calls `tag`."""
-        return str(self.extra.get("category", self.extra.get("tag", "all")))
+        known = (self.extra.get(key) for key in ("category", "tag"))
+        return next((str(value) for value in known if value is not None), "all")

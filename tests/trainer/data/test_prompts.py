@@ -154,6 +154,13 @@ def test_metadata_of_geneval_are_prompts(tmp_path: Path) -> None:
     assert [prompt.category for prompt in read_prompts(path)] == ["counting", "all"]
 
 
+def test_a_category_that_is_null_or_left_out_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat", "category": null}\n', encoding="utf-8")
+    (tmp_path / "b.csv").write_text("prompt,category\na cat\n", encoding="utf-8")
+    for name in ("a.jsonl", "b.csv"):
+        assert [prompt.category for prompt in read_prompts(tmp_path / name)] == ["all"]
+
+
 def test_a_table_without_prompts_says_so(tmp_path: Path) -> None:
     Dataset.from_dict({"title": ["a"], "text": [None]}).to_parquet(tmp_path / "a.parquet")
     Dataset.from_dict({"text": ["a", None, "b"]}).to_parquet(tmp_path / "b.parquet")
