@@ -47,7 +47,9 @@ def open_policy(model: Path, wanted: ModelConfig | None = None) -> Policy:
         raise ModelError(f"{model} is an unfinished run; go on with `sharpen train {settings}`")
     if not model.exists() and len(model.parts) > 1 and model.parent.is_dir():
         # As an id it would be asked of the hub again and again where that cannot be reached.
-        raise ModelError(f"{model} does not exist, though {model.parent} does; give a run or diffusers folder")
+        raise ModelError(
+            f"{model} does not exist, though {model.parent} does; give a run or diffusers folder"
+        )
     run = run_of(model)
     own = run.model if run else ModelConfig(path=str(model))
     how = wanted or own

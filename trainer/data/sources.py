@@ -212,6 +212,9 @@ def _shard(path: Path) -> Iterator[dict[str, Any]]:
                 yield {
                     column: value for member in members for column, value in _member(path, member, archive)
                 }
+            end = content_of(Stretch(path, archive.offset, tarfile.BLOCKSIZE))
+        if end != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes one that is cut off for a shorter one
+            raise DataError(f"{path} is cut off at byte {path.stat().st_size}; copy the shard again")
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} cannot be read as a tar ({_told(error)}); write the shard again") from None
 

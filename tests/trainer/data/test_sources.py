@@ -98,6 +98,19 @@ def test_a_compressed_shard_is_refused_not_passed_over(tmp_path: Path, name: str
         open_table(Source.parse(str(folder)))
 
 
+def test_a_shard_that_is_cut_off_is_refused_not_read_in_part(tmp_path: Path) -> None:
+    """Between two files, and within the head of one."""
+    folder = write_shards(tmp_path / "a", rows(), shards=1)
+    shard = folder / "00000.tar"
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        middle = archive.getmembers()[2].offset
+    for length in (middle, middle + 100):
+        shard.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=rf"00000.tar is cut off at byte {length}; copy the shard again"):
+            open_table(Source.parse(str(folder)))
+
+
 def test_an_id_on_the_hub_is_known_by_its_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
