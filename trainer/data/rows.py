@@ -1,6 +1,7 @@
 """Rows of captions and pictures: which columns hold what, which rows can be used, what others lack."""
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -165,7 +166,8 @@ class Rows:
 
 
 def _label_problem(first: Any, second: Any) -> str | None:
-    if not isinstance(first, int | float) or not isinstance(second, int | float):
+    # pandas writes a missing number as NaN.
+    if any(not isinstance(label, int | float) or math.isnan(label) for label in (first, second)):
         return "labels are missing"
     return _TIE if first == second else None
 

@@ -1,5 +1,6 @@
 """Rows: columns are found by their usual names, bad rows by what they hold, and counted or refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,14 @@ def test_pictures_of_another_column(tmp_path: Path) -> None:
 
 def test_ties_and_missing_labels_teach_nothing(tmp_path: Path) -> None:
     two = {"caption": "a", "jpg_0": picture("red"), "jpg_1": picture("blue")}
-    labels = ((1.0, 0.0), (0.5, 0.5), (None, None))
+    labels = ((1.0, 0.0), (0.5, 0.5), (None, None), (math.nan, 1.0), (1.0, math.nan))
     table = [{**two, "label_0": first, "label_1": second} for first, second in labels]
     found = opened(write_parquet(tmp_path / "a", table))
     assert found.pictures == 2
     assert found.usable == [0]
     assert found.report == (
-        f"2 of 3 rows of {tmp_path / 'a'} are left out: 1 whose preference is a tie (first: row 1), "
-        "1 whose labels are missing (first: row 2)"
+        f"4 of 5 rows of {tmp_path / 'a'} are left out: 3 whose labels are missing (first: row 2), "
+        "1 whose preference is a tie (first: row 1)"
     )
     with pytest.raises(DataError, match="row 2: labels are missing"):
         opened(tmp_path / "a", strict=True)
