@@ -117,6 +117,8 @@ def open_table(source: Source) -> Table:
         raise DataError(
             f"{place} is no folder, .tar, .parquet or hf:// dataset that can be found; {_hint(place)}"
         )
+    if not any(rows):
+        raise DataError(f"{place} holds no rows that can be read; check it in the config")
     return Table(place, rows, frozenset(column for row in rows for column in row))
 
 
@@ -241,7 +243,7 @@ def _json_object(text: str) -> dict[str, Any]:
     """An object's keys as columns; nothing where it is none, which shows as what is missing then."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers and nesting beyond what Python reads
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -262,9 +264,21 @@ def _folder(folder: Path) -> Iterator[dict[str, Any]]:
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         if file.suffix == ".csv":
-            yield from csv.DictReader(lines, restkey="")
+            yield from _csv_rows(lines)
         else:
             yield from (_json_object(line) for line in lines if line.strip())
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file; one that cannot be read, such as of a column without end, has no columns."""
+    reader = csv.DictReader(lines, restkey="")
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield {}
 
 
 def _named(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,9 +287,16 @@ def _named(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     for column, value in values.items():
         if column != "file_name" and not column.endswith("_file_name"):
             row[column] = value
-        elif (picture := folder / str(value)).resolve().is_relative_to(folder.resolve()):
+        elif _lies_in(folder, picture := folder / str(value)):
             row[column.removesuffix("file_name").removesuffix("_") or "image"] = Stretch(picture)
     return row
+
+
+def _lies_in(folder: Path, picture: Path) -> bool:
+    try:
+        return picture.resolve().is_relative_to(folder.resolve())
+    except ValueError:  # no file has such a name: it holds a NUL, or half of a character
+        return False
 
 
 def _told(error: Exception) -> str:

@@ -149,3 +149,28 @@ def test_folders_within_a_shard_are_told_apart(tmp_path: Path) -> None:
     table = open_table(Source(str(tmp_path / "a.tar")))
     assert len(table) == 4
     assert all(set(row) == {"image", "txt"} for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("metadata.csv", ["file_name,text", f'a.png,"{"x" * 200_000}"', "a.png,good"]),
+        ("metadata.jsonl", ['{"file_name": "a\\u0000.png"}', '{"file_name": "a.png", "text": "good"}']),
+        ("metadata.jsonl", ['{"file_name": "\\ud800.png"}', '{"file_name": "a.png", "text": "good"}']),
+        ("metadata.jsonl", [f'{{"n": {"9" * 5000}}}', '{"file_name": "a.png", "text": "good"}']),
+        ("metadata.jsonl", ["[" * 100_000, '{"file_name": "a.png", "text": "good"}']),
+    ],
+    ids=["a column without end", "a NUL", "half of a character", "a number without end", "nesting"],
+)
+def test_a_row_that_cannot_be_read_leaves_the_others(tmp_path: Path, name: str, lines: list[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    broken, good = open_table(Source(str(tmp_path))).rows
+    assert broken == {}
+    assert (good["text"], content_of(good["image"])) == ("good", b"a picture")
+
+
+def test_metadata_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").touch()
+    with pytest.raises(DataError, match="holds no rows that can be read; check it in the config"):
+        open_table(Source(str(tmp_path)))
