@@ -63,7 +63,11 @@ class ProgressBar:
         # A log file is no terminal: there a line every ten seconds is enough.
         interval_s = 0.1 if stream.isatty() else 10.0
         self._bar = tqdm(
-            total=updates, initial=resumed_update, file=stream, unit="update", mininterval=interval_s
+            total=max(updates, resumed_update),  # a run that is ended where it is has passed its last update
+            initial=resumed_update,
+            file=stream,
+            unit="update",
+            mininterval=interval_s,
         )
         self._shown: dict[str, str] = {}
 

@@ -42,6 +42,15 @@ def test_the_bar_follows_the_metrics(folder: RunFolder, capfd: pytest.CaptureFix
     assert ", -" not in last.replace("reward=-", "")
 
 
+def test_a_run_that_is_ended_where_it_is_stands_at_its_end(
+    folder: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, 1, 2)
+    with following(folder, 1):
+        pass
+    assert "2/2 " in capfd.readouterr().err.split("\r")[-1]
+
+
 def test_a_look_that_fails_ends_nothing(folder: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
     """Shared storage that for a while does not let itself be read, then shows a line before its bytes."""
     metrics = folder.path / "metrics.jsonl"
