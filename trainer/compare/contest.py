@@ -5,6 +5,8 @@ the same command.
 """
 
 import itertools
+import signal
+import sys
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -130,7 +132,11 @@ def _stopping(running: _Running, methods: Container[str], stop: threading.Event)
     """Where the block fails, or somebody interrupts, what is under way saves how far it is and ends."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            # Threads cannot be interrupted: the second ends the process.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            sys.stderr.write("\nSaving what is under way; once more to interrupt at once.\n")
         stop.set()
         for job in (job for job, _ in running.values() if job.name in methods):
             RunFolder(job.folder).request_stop()

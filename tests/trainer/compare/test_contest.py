@@ -258,6 +258,29 @@ def test_a_search_stops_between_prompts_and_goes_on(pipelines: dict[str, Path], 
         check(load(path, "searches.slow.budget=606"))
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_ends_a_comparison_and_twice_at_once(
+    pipelines: dict[str, Path], tmp_path: Path, signals: int
+) -> None:
+    searches = {"slow": {"method": "best_of_n", "budget": 60_000 if signals == 2 else 600, "prompts": 3}}
+    changes = {"methods": {"one": {}}, "share": {"updates": 1}, "searches": searches, "seeds": [0]}
+    path = write_contest(tmp_path, pipelines["epsilon"], **changes)
+    command = [sys.executable, "-u", "-m", "tests.contestants", str(path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "one" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        while "once more to interrupt at once" not in process.stderr.readline():
+            assert process.poll() is None
+        if signals == 2:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+
+
 def test_without_held_out_pictures_there_is_nothing_to_compare(
     pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
