@@ -20,8 +20,8 @@ from torch import Tensor
 from reward_services import RewardError
 from trainer.branches import Diverged
 from trainer.config import TrainConfig
+from trainer.data.files import DataError
 from trainer.data.prompts import PromptStream
-from trainer.data.sources import DataError
 from trainer.evaluation import EvaluationResult
 from trainer.given import Given, GivenStream, lesson_of
 from trainer.growing import Growing

@@ -14,8 +14,8 @@ import pytest
 from tests.captioned import picture, rows, write_folder
 from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import ConfigError, DataConfig, TrainConfig, load_config, save_config
+from trainer.data.files import DataError
 from trainer.data.prompts import PromptFileError
-from trainer.data.sources import DataError
 from trainer.driver import RunFailed, absolute_paths, begin, check, check_place, conclude, locked, watch
 from trainer.families.family import ModelError
 from trainer.loop import run

@@ -8,8 +8,8 @@ from PIL import Image
 
 from tests.small_run import CPU, ScoringHere, configured
 from trainer.config import ConfigError, ModelConfig, SamplingConfig, TrainConfig
+from trainer.data.files import DataError
 from trainer.data.prompts import PromptFileError
-from trainer.data.sources import DataError
 from trainer.families.family import ModelError
 from trainer.finished import Draws, config_of, evaluate, open_policy, sample, sampling_of, searched_with
 from trainer.loop import run

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.sources import DataError
+from trainer.data.files import DataError
 
 
 @dataclass(slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from trainer.config.data import DataConfig
+from trainer.data.files import DataError
 from trainer.data.order import Order, grouped, shuffled
 from trainer.data.pictures import Size, nearest, resolutions
 from trainer.data.rows import ImageText, Rows, picture_problem
-from trainer.data.sources import DataError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from trainer.data.files import DataError
 from trainer.data.left_out import LeftOut, text_problem
 from trainer.data.order import Order, shuffled
-from trainer.data.sources import DataError, Source, is_table, open_table
+from trainer.data.sources import Source, is_table, open_table
 from trainer.records import Prompt
 
 COLUMNS = ("prompt", "caption", "text")

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config.data import DataConfig
+from trainer.data.files import DataError, content_of
 from trainer.data.left_out import LeftOut, text_problem
 from trainer.data.pictures import Size, decode, fit, size_of
-from trainer.data.sources import DataError, Source, content_of, open_table
+from trainer.data.sources import Source, open_table
 
 log = logging.getLogger(__name__)
 

@@ -11,32 +11,22 @@
 `#SPLIT` or `#SPLIT:COLUMN` after it takes another split than train, or the text from a column.
 """
 
-import csv
 import glob
-import json
 import re
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from trainer.data.files import DataError, folder_rows, shard_rows, told
+
 HUB = "hf://"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 _HUB_SOURCE = re.compile(r"hf://(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-_LARGEST_TEXT = 1 << 20
-"""Bytes of a caption or of what else is said of a picture."""
-_METADATA = ("metadata.jsonl", "metadata.csv")
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message is one line that names the place and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +65,6 @@ class Table:
         return self.rows[name] if isinstance(self.rows, datasets.Dataset) else of_others
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Some bytes of a file."""
-
-    path: Path
-    start: int = 0
-    length: int = -1
-    """-1 is up to the end."""
-
-
 def is_table(source: str) -> bool:
     """Whether a source of prompts has columns and is no file of lines."""
     place = Source.parse(source).place
@@ -110,9 +90,9 @@ def open_table(source: Source) -> Table:
     if of_kind[".parquet"]:
         return _of_dataset(place, _parquet(place, of_kind[".parquet"]))
     if of_kind[".tar"]:
-        rows = [row for shard in of_kind[".tar"] for row in _shard(shard)]
+        rows = [row for shard in of_kind[".tar"] for row in shard_rows(shard)]
     elif path.is_dir():
-        rows = list(_folder(path))
+        rows = list(folder_rows(path))
     else:
         raise DataError(
             f"{place} is no folder, .tar, .parquet or hf:// dataset that can be found; {_hint(place)}"
@@ -120,23 +100,6 @@ def open_table(source: Source) -> Table:
     if not any(rows):
         raise DataError(f"{place} holds no rows that can be read; check it in the config")
     return Table(place, rows, frozenset(column for row in rows for column in row))
-
-
-def content_of(value: Any) -> bytes:
-    """The encoded picture in a row's column. Raises OSError or ValueError where there is none."""
-    match value:
-        case bytes():
-            return value
-        case Stretch(path, start, length):
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(length)
-        case {"bytes": bytes(content)}:
-            return content
-        case {"path": str(name)}:
-            return Path(name).read_bytes()
-        case _:
-            raise ValueError("is missing")
 
 
 def _files(pattern: str) -> list[Path]:
@@ -179,7 +142,7 @@ def _parquet(place: str, files: Sequence[Path]) -> Any:
     try:
         return datasets.Dataset.from_parquet([str(file) for file in files])
     except Exception as error:  # noqa: BLE001  Arrow, pandas and fsspec have errors of their own, all for bad files
-        raise DataError(f"{place} cannot be read as parquet ({_told(error)}); write it again") from None
+        raise DataError(f"{place} cannot be read as parquet ({told(error)}); write it again") from None
 
 
 def _dataset(source: Source) -> Any:
@@ -196,7 +159,7 @@ def _dataset(source: Source) -> Any:
         raise
     except Exception as error:  # noqa: BLE001  as above, and those of the hub's client
         raise DataError(
-            f"{source.place}#{source.split} cannot be loaded ({_told(error)}); check name, revision and split"
+            f"{source.place}#{source.split} cannot be loaded ({told(error)}); check name, revision and split"
         ) from None
 
 
@@ -204,100 +167,3 @@ def _quiet() -> None:
     """What datasets would log is in the error."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-
-
-def _shard(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a tar; what is no text is left in it."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for _, members in groupby(filter(tarfile.TarInfo.isfile, archive), _key):
-                yield {
-                    column: value for member in members for column, value in _member(path, member, archive)
-                }
-            end = content_of(Stretch(path, archive.offset, tarfile.BLOCKSIZE))
-        if end != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes one that is cut off for a shorter one
-            raise DataError(f"{path} is cut off at byte {path.stat().st_size}; copy the shard again")
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a tar ({_told(error)}); write the shard again") from None
-
-
-def _key(member: tarfile.TarInfo) -> str:
-    """What the files of one row have in common: the name up to the first dot, with its folder."""
-    folder, slash, name = member.name.rpartition("/")
-    return folder + slash + name.partition(".")[0]
-
-
-def _member(path: Path, member: tarfile.TarInfo, archive: tarfile.TarFile) -> Iterable[tuple[str, Any]]:
-    extension = member.name.removeprefix(_key(member)).lstrip(".").lower()
-    prefix, _, last = extension.rpartition(".")
-    if f".{last}" in PICTURE_SUFFIXES:
-        return [(prefix or "image", Stretch(path, member.offset_data, member.size))]
-    file = archive.extractfile(member)
-    if last not in ("txt", "json") or member.size > _LARGEST_TEXT or file is None:
-        return []
-    text = file.read().decode("utf-8", errors="replace")
-    return _json_object(text).items() if last == "json" else [(extension, text)]
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    """An object's keys as columns; nothing where it is none, which shows as what is missing then."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):  # also numbers and nesting beyond what Python reads
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _folder(folder: Path) -> Iterator[dict[str, Any]]:
-    metadata = sorted(file for file in folder.rglob("metadata.*") if file.name in _METADATA)
-    for file in metadata:
-        for values in _lines(file):
-            yield _named(file.parent, values)
-    if metadata:
-        return
-    for picture in sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES):
-        caption = picture.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8", errors="replace") if caption.exists() else None
-        yield {"image": Stretch(picture), "text": text}
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        if file.suffix == ".csv":
-            yield from _csv_rows(lines)
-        else:
-            yield from (_json_object(line) for line in lines if line.strip())
-
-
-def _csv_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file; one that cannot be read, such as of a column without end, has no columns."""
-    reader = csv.DictReader(lines, restkey="")
-    while True:
-        try:
-            yield next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield {}
-
-
-def _named(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metadata with the pictures it names, if they lie in its folder."""
-    row: dict[str, Any] = {}
-    for column, value in values.items():
-        if column != "file_name" and not column.endswith("_file_name"):
-            row[column] = value
-        elif _lies_in(folder, picture := folder / str(value)):
-            row[column.removesuffix("file_name").removesuffix("_") or "image"] = Stretch(picture)
-    return row
-
-
-def _lies_in(folder: Path, picture: Path) -> bool:
-    try:
-        return picture.resolve().is_relative_to(folder.resolve())
-    except ValueError:  # no file has such a name: it holds a NUL, or half of a character
-        return False
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -2,8 +2,8 @@
 
 import pytest
 
+from trainer.data.files import DataError
 from trainer.data.left_out import LeftOut
-from trainer.data.sources import DataError
 
 
 def test_reasons_are_counted_the_most_frequent_first() -> None:

@@ -21,9 +21,9 @@ from tests.captioned import (
     write_shards,
 )
 from trainer.config import DataConfig
+from trainer.data.files import DataError
 from trainer.data.pairs import ImageTextStream, PreferenceStream, picture_sizes
 from trainer.data.rows import Rows
-from trainer.data.sources import DataError
 
 SQUARE = [(16, 16)]
 WRITERS: dict[str, Callable[[Path, Sequence[Any]], Path]] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trainer.data.files import DataError
 from trainer.data.prompts import PromptFileError, PromptStream, read_prompts
-from trainer.data.sources import DataError
 from trainer.records import Prompt
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in range(7)]

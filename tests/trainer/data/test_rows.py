@@ -9,8 +9,8 @@ import pytest
 
 from tests.captioned import picture, rows, write_folder, write_parquet
 from trainer.config import DataConfig
+from trainer.data.files import DataError
 from trainer.data.rows import ImageText, Rows
-from trainer.data.sources import DataError
 
 
 def opened(path: Path, **settings: Any) -> Rows:
