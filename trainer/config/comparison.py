@@ -1,6 +1,7 @@
 """Settings of a comparison: which methods, seeds and searches, and what they share."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -75,7 +76,7 @@ class CompareConfig(Section):
 
 def load_comparison(path: Path, overrides: list[str]) -> CompareConfig:
     """Read a comparison and check the settings of every run in it. Raises ConfigError."""
-    comparison = load(CompareConfig, path, overrides)
+    comparison = load(CompareConfig, path, overrides, _parts)
     configs = [comparison.run_config(name, comparison.seeds[0]) for name in comparison.methods]
     files = {str(config.rewards.services) for config in configs if config.rewards.services}
     if len(files) > 1:
@@ -84,6 +85,12 @@ def load_comparison(path: Path, overrides: list[str]) -> CompareConfig:
             "runs of a comparison share what is served: name all rewards in one file"
         )
     return comparison
+
+
+def _parts(dotted: str) -> list[str]:
+    """A key of a comparison taken apart; settings of its runs stay whole, as in the file: share, a.b."""
+    of_runs = re.fullmatch(r"(share|methods\.[^.]+)\.(.+)", dotted)
+    return [*of_runs[1].split("."), of_runs[2]] if of_runs else dotted.split(".")
 
 
 def _yaml(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Reads a typed configuration from YAML and `a.b=c` overrides; each wrong key gets a line."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -27,11 +27,19 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; each line of the message names a key and says what to do."""
 
 
-def load(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file with overrides applied in their order. Raises ConfigError."""
+def load(
+    model: type[Config],
+    path: Path,
+    overrides: Sequence[str] = (),
+    parts: Callable[[str], list[str]] = lambda dotted: dotted.split("."),
+) -> Config:
+    """The configuration in a YAML file with overrides applied in their order; `parts` takes their keys apart.
+
+    Raises ConfigError.
+    """
     values = _read(path)
     for override in overrides:
-        _apply(values, override)
+        _apply(values, override, parts)
     return checked(model, values, path)
 
 
@@ -60,10 +68,10 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, parts: Callable[[str], list[str]]) -> None:
     """Set one dotted key in place, making the sections on the way."""
     dotted, equals, text = override.partition("=")
-    *sections, key = dotted.strip().split(".")
+    *sections, key = parts(dotted.strip())
     if not equals or not all([*sections, key]):
         raise ConfigError(f"--set {override}: write it as key=value, for example --set sampling.steps=10")
     try:

@@ -87,6 +87,18 @@ def test_the_shipped_comparison_by_scored_pictures(monkeypatch: pytest.MonkeyPat
         assert (budget.training_s, budget.images_scored) == (None, 2048)
 
 
+@pytest.mark.parametrize("of", ["share", "methods.rlhf_sharpening"])
+def test_one_setting_on_the_command_line_leaves_its_neighbours(
+    monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """It took the place of the whole section: warm-up, betas and steps fell back to their defaults."""
+    monkeypatch.chdir(ROOT)
+    path = Path("deploy/compare.yaml")
+    usual = load_comparison(path, []).run_config("rlhf_sharpening", 0)
+    changed = load_comparison(path, [f"{of}.optimizer.lr=0.5"]).run_config("rlhf_sharpening", 0)
+    assert changed.optimizer == usual.optimizer.model_copy(update={"lr": 0.5})
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
