@@ -58,7 +58,7 @@ def test_what_is_finished_is_not_run_again(pipelines: dict[str, Path], tmp_path:
         ]
         assert rows["base"]["evaluations_per_picture"] == rows["grpo"]["evaluations_per_picture"] == 6
         assert rows["best_of_3"]["evaluations_per_picture"] == 18
-        assert rows["grpo"]["reward"]["low"] < rows["grpo"]["reward"]["mean"]
+        assert rows["grpo"]["reward"]["low"] <= rows["grpo"]["reward"]["mean"]
     assert [len(points) for points in summary["runs"]["grpo"]] == [4, 4]
     check(comparison)
     other = load(write_contest(tmp_path, pipelines["epsilon"], share={"loss.beta": 7.0}))
