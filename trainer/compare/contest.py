@@ -110,7 +110,11 @@ def compete(
     running: _Running = {}
     failed: list[str] = []
     stop = threading.Event()
-    with ThreadPoolExecutor(comparison.parallel) as pool, _stopping(running, comparison.methods, stop):
+    with (
+        _interruptible(),
+        ThreadPoolExecutor(comparison.parallel) as pool,
+        _stopping(running, comparison.methods, stop),
+    ):
         waiting = list(jobs(comparison))
         while waiting or running:
             for job in waiting[: comparison.parallel - len(running)]:
@@ -128,15 +132,32 @@ def compete(
 
 
 @contextmanager
+def _interruptible() -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM is a KeyboardInterrupt, the second ends the process.
+
+    For threads cannot be interrupted, and are waited for.
+    """
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for number in earlier:
+            signal.signal(number, signal.SIG_DFL)
+        sys.stderr.write("\nSaving what is under way; once more to interrupt at once.\n")
+        raise KeyboardInterrupt
+
+    earlier = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _stopping(running: _Running, methods: Container[str], stop: threading.Event) -> Iterator[None]:
     """Where the block fails, or somebody interrupts, what is under way saves how far it is and ends."""
     try:
         yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            # Threads cannot be interrupted: the second ends the process.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            sys.stderr.write("\nSaving what is under way; once more to interrupt at once.\n")
+    except BaseException:
         stop.set()
         for job in (job for job, _ in running.values() if job.name in methods):
             RunFolder(job.folder).request_stop()

@@ -258,9 +258,9 @@ def test_a_search_stops_between_prompts_and_goes_on(pipelines: dict[str, Path], 
         check(load(path, "searches.slow.budget=606"))
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize(("first", "signals"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_ctrl_c_ends_a_comparison_and_twice_at_once(
-    pipelines: dict[str, Path], tmp_path: Path, signals: int
+    pipelines: dict[str, Path], tmp_path: Path, first: signal.Signals, signals: int
 ) -> None:
     searches = {"slow": {"method": "best_of_n", "budget": 60_000 if signals == 2 else 600, "prompts": 3}}
     changes = {"methods": {"one": {}}, "share": {"updates": 1}, "searches": searches, "seeds": [0]}
@@ -272,7 +272,7 @@ def test_ctrl_c_ends_a_comparison_and_twice_at_once(
         assert process.stdout is not None
         assert process.stderr is not None
         assert "one" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(first)
         while "once more to interrupt at once" not in process.stderr.readline():
             assert process.poll() is None
         if signals == 2:
