@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from trainer.run_folder import RunFolder
 from trainer.trackers import check_trackers
 
 _POLL_S = 0.5
+_LOCK = ".lock"
 _AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """What a second signal does, whatever handler somebody had put there before."""
 
@@ -186,13 +187,14 @@ def _tell(line: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other commands out of a folder while this one writes there; its end, however it comes, unlocks.
 
+    A folder in which nothing was written goes.
     On a file system without locks nothing is kept out.
 
     Raises:
         RunFailed: another command is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -201,7 +203,13 @@ def locked(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if [left.name for left in folder.iterdir()] == [_LOCK]:
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
 
 
 def begin(config: TrainConfig, folder: RunFolder) -> None:
