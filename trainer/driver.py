@@ -206,10 +206,14 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):
-                if [left.name for left in folder.iterdir()] == [_LOCK]:
-                    (folder / _LOCK).unlink()
-                    folder.rmdir()
+            _remove_unused(folder)
+
+
+def _remove_unused(folder: Path) -> None:
+    with suppress(OSError):
+        if [left.name for left in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()
+            folder.rmdir()
 
 
 def begin(config: TrainConfig, folder: RunFolder) -> None:
