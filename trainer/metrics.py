@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from trainer.trackers import Trackers
+from trainer.written import write_whole
 
 FILE_NAME = "metrics.jsonl"
 REVISIONS = "revisions"
@@ -70,6 +71,4 @@ class MetricsLog:
 def _forget_after(path: Path, update: int) -> None:
     """Rewrite the file without later updates and without an unfinished line, at once or not at all."""
     kept = [record for record in read_metrics(path) if record["update"] <= update]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))

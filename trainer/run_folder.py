@@ -24,6 +24,7 @@ from trainer.evaluation import EvaluationResult
 from trainer.held_out import Evaluated
 from trainer.metrics import FILE_NAME
 from trainer.replay import Lesson
+from trainer.written import write_whole
 
 GRID_PICTURES = 24
 TREES = 3
@@ -210,9 +211,7 @@ class RunFolder:
     def _write(self, name: str, value: Any) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(value, indent=2))
 
 
 def warning_of(line: str) -> str:

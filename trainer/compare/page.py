@@ -15,6 +15,7 @@ from markupsafe import Markup
 from trainer.charts import Series, line_chart
 from trainer.compare.figures import AXES, summarise
 from trainer.config.comparison import CompareConfig
+from trainer.written import write_whole
 
 TITLES = {
     "training_s": "seconds of training",
@@ -43,17 +44,17 @@ def write_comparison(comparison: CompareConfig) -> Path:
     folder = comparison.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "summary.json"
-    _replace(path, json.dumps(summary, indent=2))
+    write_whole(path, json.dumps(summary, indent=2))
     if not summary["runs"]:
         return path
     for axis, table in summary["tables"].items():
         rows = [cells(row) for row in table["rows"]]
         file = io.StringIO()
         csv.writer(file).writerows([_COLUMNS, *rows])
-        _replace(folder / f"table-{axis}.csv", file.getvalue())
-        _replace(folder / f"table-{axis}.md", markdown(rows))
+        write_whole(folder / f"table-{axis}.csv", file.getvalue())
+        write_whole(folder / f"table-{axis}.md", markdown(rows))
     page = folder / "compare.html"
-    _replace(page, html(comparison, summary))
+    write_whole(page, html(comparison, summary))
     return page
 
 
@@ -184,9 +185,3 @@ def _interval(estimate: Mapping[str, Any] | None, digits: int) -> str:
 
 def _embedded(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from trainer.config.file import load
 from trainer.config.settings import ONLY_STATES, RunSettings
+from trainer.written import write_whole
 
 
 class TrainConfig(RunSettings):
@@ -205,6 +206,4 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
     Whole or not at all: without it a run cannot go on.
     """
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

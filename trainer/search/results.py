@@ -21,6 +21,7 @@ from trainer.policy import Policy
 from trainer.scoring import Scoring
 from trainer.search import SEARCHES, Found, Searcher, check, search
 from trainer.search.searcher import Judge
+from trainer.written import write_whole
 
 SEARCH_FILE = "search.json"
 _PARTIAL_FILE = "search.partial.json"
@@ -135,13 +136,8 @@ class SearchFolder:
     def _write(
         self, file: Path, entries: Sequence[Mapping[str, Any]], figures: Mapping[str, Any] | None = None
     ) -> None:
-        """Whole or not at all."""
-        writing = file.with_suffix(".writing")
-        writing.write_text(
-            json.dumps({**self._settings.as_json(), **(figures or {}), "found": entries}, indent=2),
-            encoding="utf-8",
-        )
-        writing.replace(file)
+        said = {**self._settings.as_json(), **(figures or {}), "found": entries}
+        write_whole(file, json.dumps(said, indent=2))
 
     def _read(self, entry: Mapping[str, Any]) -> Found:
         picture = np.asarray(Image.open(self._path / entry["picture"]))
