@@ -223,7 +223,7 @@ def begin(config: TrainConfig, folder: RunFolder) -> None:
     save_config(config, folder.config_path)
 
 
-def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], object]) -> None:
+def watch(config: TrainConfig, folder: RunFolder, work: Callable[[], None]) -> None:
     """Do the work in a thread and show its progress and what ranks warn of.
 
     The first Ctrl-C saves and stops, the second interrupts.
@@ -269,8 +269,15 @@ def _stopping(folder: RunFolder) -> Iterator[None]:
         folder.request_stop()
         sys.stderr.write("\nSaving a checkpoint after this update; once more to interrupt at once.\n")
 
+    with asked_to_end(ask):
+        yield
+
+
+@contextmanager
+def asked_to_end(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Within this block Ctrl-C and SIGTERM call the handler, instead of whatever they called before."""
     previous: dict[int, Any] = {
-        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield

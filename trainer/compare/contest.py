@@ -68,22 +68,23 @@ def check(comparison: CompareConfig) -> None:
                 "remove it, or set another folder for this comparison"
             )
     for job in jobs(comparison):
-        config = comparison.run_config(_trained(comparison, job), job.seed)
+        config = _config(comparison, job)
         if config.prompts.held_out is None:
             raise ConfigError(f"{job.name} has no held-out pictures to compare: set prompts.held_out")
         if job.name in comparison.methods:
             driver.check(config)
     for name, seed in itertools.product(comparison.searches, comparison.seeds):
-        config = comparison.run_config(next(iter(comparison.methods)), seed)
+        job = Job(name, seed, comparison.place(name, seed))
+        config = _config(comparison, job)
         settings = _settings(comparison.searches[name], config)
         settings.check(driver.weightless(config.model))
-        SearchFolder(comparison.place(name, seed), settings).check()
+        SearchFolder(job.folder, settings).check()
 
 
 def ranks_of(comparison: CompareConfig) -> list[RanksConfig]:
     """Of each run that is not finished yet."""
     runs = [job for job in jobs(comparison) if job.name in comparison.methods]
-    return [comparison.run_config(job.name, job.seed).ranks for job in runs]
+    return [_config(comparison, job).ranks for job in runs]
 
 
 def compete(
@@ -139,17 +140,13 @@ def _interruptible() -> Iterator[None]:
     """
 
     def interrupt(_number: int, _frame: object) -> None:
-        for number in earlier:
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         sys.stderr.write("\nSaving what is under way; once more to interrupt at once.\n")
         raise KeyboardInterrupt
 
-    earlier = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with driver.asked_to_end(interrupt):
         yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -194,18 +191,18 @@ def _tell_news(
 
 def _begin(comparison: CompareConfig, job: Job) -> None:
     if job.name in comparison.methods:
-        driver.begin(comparison.run_config(job.name, job.seed), RunFolder(job.folder))
+        driver.begin(_config(comparison, job), RunFolder(job.folder))
 
 
 def _do(comparison: CompareConfig, job: Job, train: Train, scoring: Scoring, stop: threading.Event) -> None:
+    config = _config(comparison, job)
     if job.name in comparison.methods:
-        config, folder = comparison.run_config(job.name, job.seed), RunFolder(job.folder)
+        folder = RunFolder(job.folder)
         train(config)
         if folder.failure:
             raise driver.RunFailed(folder.failure)
         driver.conclude(folder)
     else:
-        config = comparison.run_config(_trained(comparison, job), job.seed)
         _search(_settings(comparison.searches[job.name], config), job, config, scoring, stop)
 
 
@@ -260,6 +257,7 @@ def _settings(search: SearchConfig, config: TrainConfig) -> Settings:
     )
 
 
-def _trained(comparison: CompareConfig, job: Job) -> str:
-    """The method whose settings a job has; a search shares those of the first."""
-    return job.name if job.name in comparison.methods else next(iter(comparison.methods))
+def _config(comparison: CompareConfig, job: Job) -> TrainConfig:
+    """The settings of a run; a search shares those of the first method's."""
+    name = job.name if job.name in comparison.methods else next(iter(comparison.methods))
+    return comparison.run_config(name, job.seed)
