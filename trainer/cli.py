@@ -39,12 +39,10 @@ def _train(arguments: argparse.Namespace) -> int:
         )
         config = load_config(arguments.config, [*arguments.set, *strict])
     from trainer import cluster, driver, rank_group
-    from trainer.preflight import check_served
 
     driver.check_place(arguments.config, config)
     folder = driver.check(config)
     print(f"{config.method} on {config.model.path}; the run folder is {folder.path}", flush=True)
-    check_served(config.rewards)
     with (
         driver.locked(folder.path),
         cluster.scoring_on_ray(config, arguments.address, ranks=[config.ranks]) as scoring,
