@@ -72,11 +72,11 @@ def custom_scorer(*, path: str, name: str, arguments: Mapping[str, Any]) -> Scor
     try:
         if isinstance(named, type):
             made = named(**arguments)
+            if not isinstance(made, Scorer):
+                signature(made).bind([], [])
         else:
             signature(named).bind([], [], **arguments)
             made = partial(named, **arguments)
-        if not isinstance(made, Scorer):
-            signature(made).bind([], [])
     except RewardError:
         raise
     except Exception as error:  # other people's code: there is no list of what it raises
