@@ -267,7 +267,9 @@ def test_why_a_run_ended_is_told(config: TrainConfig) -> None:
 def test_a_finished_run_is_reported(config: TrainConfig) -> None:
     folder = check(config)
     begin(config, folder)
-    watch(config, folder, lambda: run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU))
+    ended: list[bool] = []
+    watch(config, folder, lambda: ended.append(run(config, scoring=ScoringHere(), ranks=Ranks(), device=CPU)))
+    assert ended == [True]
     said = conclude(folder)
     assert said == f"Report: {folder.path / 'report.html'}"
     page = (folder.path / "report.html").read_text(encoding="utf-8")
