@@ -58,8 +58,11 @@ def test_what_is_finished_is_not_run_again(pipelines: dict[str, Path], tmp_path:
         ]
         assert rows["base"]["evaluations_per_picture"] == rows["grpo"]["evaluations_per_picture"] == 6
         assert rows["best_of_3"]["evaluations_per_picture"] == 18
-        low, mean, high = (rows["grpo"]["reward"][name] for name in ("low", "mean", "high"))
-        assert low <= mean == pytest.approx((low + high) / 2)
+        if (
+            axis != "training_s"
+        ):  # by seconds a run may have been evaluated untrained only, or at another update
+            reward = rows["grpo"]["reward"]
+            assert reward["low"] < reward["mean"] == pytest.approx((reward["low"] + reward["high"]) / 2)
     assert [len(points) for points in summary["runs"]["grpo"]] == [4, 4]
     check(comparison)
     other = load(write_contest(tmp_path, pipelines["epsilon"], share={"loss.beta": 7.0}))
